@@ -1,0 +1,275 @@
+"""The contracts of what learns: batches, learners, backbones, architectures and their families."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.parts.options import Option
+from models.parts.training import Training, Transfer
+
+PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
+"""The token ids every text backbone may rely on; a vocabulary starts with these three."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors for one step, all of length B; `targets` is empty when only an answer is wanted."""
+
+    inputs: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        move = lambda tensors: tuple(t.to(device, non_blocking=True) for t in tensors)  # noqa: E731
+        return Batch(move(self.inputs), move(self.targets))
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """The same examples in `parts` smaller batches."""
+        for index in torch.arange(len(self), device=self.inputs[0].device).chunk(parts):
+            yield Batch(tuple(t[index] for t in self.inputs), tuple(t[index] for t in self.targets))
+
+
+class NotTransferable(ValueError):
+    """The base has nothing this learner could take over; the message says why."""
+
+
+class Learner(nn.Module):
+    """A network that can improve on a batch.
+
+    Most learners follow the gradient of a loss, so `forward` and `loss` are all they write.
+    Learners that improve another way (forests, GANs) override `start` and `train_step`.
+    """
+
+    micro_batches = 1
+    """Pieces a batch is cut into to save memory; gradients are summed, the result is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss () over the examples of a batch."""
+        raise NotImplementedError
+
+    def predict(self, *inputs: Tensor) -> Tensor:
+        """Outputs (B, ...) that the codec turns into predictions."""
+        outputs: Tensor = self(*inputs)
+        return outputs
+
+    def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
+        """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
+        self.training_plan, self.transfer, self.steps = training, transfer, steps
+        self.optimizers = {"main": training.optimizer.build(self.parameter_groups())}
+        for group in self.optimizers["main"].param_groups:
+            group["full_lr"] = group["lr"]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters and their learning rates."""
+        return [{"params": list(self.parameters())}]
+
+    def enter_epoch(self, epoch: int) -> None:
+        """Switch to training mode for `epoch` (0-based); everything here depends on `epoch` alone."""
+        self.train()
+
+    def train_step(self, batch: Batch, step: int) -> Tensor:
+        """Learn from one batch in `step` (0-based over the whole training); returns its loss ()."""
+        plan, optimizer = self.training_plan, self.optimizers["main"]
+        factor = plan.schedule.factor(step, self.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * factor
+        total = self._accumulate(batch)
+        if plan.clipping.value is not None:
+            nn.utils.clip_grad_value_(self.parameters(), plan.clipping.value)
+        if plan.clipping.norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), plan.clipping.norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Gradients of the batch's mean loss, piece by piece; returns that loss ()."""
+        if self.micro_batches == 1:
+            loss = self.loss(batch)
+            loss.backward()
+            return loss.detach()
+        total = torch.zeros((), device=batch.inputs[0].device)
+        for part in batch.split(self.micro_batches):
+            loss = self.loss(part) * (len(part) / len(batch))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def epochs(self, asked: int) -> int:
+        """How many epochs this learner makes of the number asked for."""
+        return asked
+
+    def batches(
+        self, examples: int, lengths: Tensor | None, batch_size: int, generator: torch.Generator
+    ) -> Sequence[Tensor]:
+        """The examples of each step of an epoch, as indices.
+
+        Ragged examples of similar length share a batch: little padding, and still a random order.
+        """
+        order = torch.randperm(examples, generator=generator)
+        if lengths is None:
+            return list(order.split(batch_size))
+        pools = order.split(batch_size * 50)
+        sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
+        batches = [batch for pool in sorted_pools for batch in pool.split(batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def take_over(self, base: "Learner", *, head: bool) -> None:
+        """Start from the weights of `base`, its head only when `head` says that the outputs mean the same.
+
+        Raises NotTransferable when there is nothing to take over.
+        """
+        raise NotTransferable("this architecture has no backbone that another training could use")
+
+
+class Backbone(nn.Module):
+    """A feature extractor that tells the width of its features."""
+
+    width: int
+
+    def blocks(self) -> list[nn.Module]:
+        """Its parts from input to output: the units of freezing and gradual unfreezing."""
+        return list(self.children())
+
+
+class Supervised(Learner):
+    """Backbone, head and loss: learns to map inputs to targets."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.criterion = criterion
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.backbone(*inputs))
+        return outputs
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.criterion(self(*batch.inputs), *batch.targets)
+        return loss
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        if self.transfer is None:
+            return super().parameter_groups()
+        rate = self.training_plan.optimizer.learning_rate
+        return [
+            {"params": list(self.head.parameters())},
+            {
+                "params": list(self.backbone.parameters()),
+                "lr": rate * self.transfer.backbone_learning_rate,
+            },
+        ]
+
+    def enter_epoch(self, epoch: int) -> None:
+        super().enter_epoch(epoch)
+        if self.transfer is None:
+            return
+        blocks = self.backbone.blocks()
+        learning = self.transfer.learning_blocks(len(blocks), epoch)
+        for place, block in enumerate(blocks):
+            learns = place >= len(blocks) - learning
+            block.requires_grad_(learns)
+            # A frozen block keeps its batch statistics and drops nothing out.
+            block.train(learns)
+
+    def take_over(self, base: Learner, *, head: bool) -> None:
+        if not isinstance(base, Supervised):
+            raise NotTransferable("the base has no backbone that another training could use")
+        try:
+            self.backbone.load_state_dict(base.backbone.state_dict())
+            if head:
+                self.head.load_state_dict(base.head.state_dict())
+        except RuntimeError as error:
+            raise NotTransferable(f"the base's weights do not fit: {error}") from error
+
+
+class Target(NamedTuple):
+    """What the outputs of a learner mean, and the loss they are trained with."""
+
+    kind: Literal["classes", "values"]
+    width: int
+    criterion: nn.Module
+
+
+class Architecture(Option):
+    """What learns: a named kind of network and its hyperparameters, without weights."""
+
+    has_backbone: ClassVar[bool] = True
+    """Whether a later training can take over what this one learned."""
+
+    def defaults(self, examples: int) -> dict[str, Any]:
+        """Values for the "auto" fields of `Training` that suit this architecture and so many examples."""
+        return {}
+
+
+# Families: the contracts between tasks and architectures. A task's field asks for one,
+# an architecture joins one by implementing its method.
+
+
+class TableLearner(Architecture):
+    """Learns from rows of a table."""
+
+    @abstractmethod
+    def build(self, numeric: int, cardinalities: Sequence[int], target: Target) -> Learner:
+        """A learner of rows given as numbers (B, numeric) and categories (B, len(cardinalities)).
+
+        Numbers are float32, standardised, missing ones 0 beside an indicator column. Category `c` of
+        column `i` is an int64 in [0, cardinalities[i]), 0 for missing or never seen.
+        Outputs (B, target.width): class scores (logits) or standardised values.
+        """
+
+
+class TableBackbone(TableLearner):
+    """Learns features of rows; a linear head turns them into outputs."""
+
+    @abstractmethod
+    def backbone(self, numeric: int, cardinalities: Sequence[int]) -> Backbone:
+        """Numbers (B, numeric) and categories (B, columns) to features (B, width)."""
+
+    def build(self, numeric: int, cardinalities: Sequence[int], target: Target) -> Learner:
+        backbone = self.backbone(numeric, cardinalities)
+        return Supervised(backbone, nn.Linear(backbone.width, target.width), target.criterion)
+
+
+class ImageBackbone(Architecture):
+    """Learns features of images."""
+
+    @abstractmethod
+    def build(self, channels: int, size: tuple[int, int]) -> Backbone:
+        """Images (B, channels, *size), float32 and normalised, to feature maps (B, width, h, w)."""
+
+
+class TextEncoder(Architecture):
+    """Learns one vector per text."""
+
+    @abstractmethod
+    def build(self, vocabulary: int, max_length: int) -> Backbone:
+        """Tokens (B, T) int64, 0 after the end, and lengths (B,) >= 1 to vectors (B, width); T <= max_length."""
+
+
+class TokenBackbone(Backbone):
+    """A text backbone that also gives the state of every token."""
+
+    @abstractmethod
+    def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Tokens (B, T) and lengths (B,) to states (B, T, width)."""
+
+
+class TokenEncoder(TextEncoder):
+    """Learns one vector per token, and from these one per text."""
+
+    @abstractmethod
+    def build(self, vocabulary: int, max_length: int) -> TokenBackbone:
+        """Tokens (B, T) and lengths (B,) to vectors (B, width); `states` gives (B, T, width)."""

@@ -1,0 +1,1 @@
+"""Shared layers and options that are not architectures themselves."""

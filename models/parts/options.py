@@ -1,0 +1,94 @@
+"""Options of the API: pydantic classes that are found by being subclasses, and fields that choose among them."""
+
+from abc import ABC
+from collections.abc import Callable, Iterator
+from functools import reduce
+from inspect import isabstract
+from operator import or_
+from typing import Annotated, Any, Final, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+AUTO: Final[Any] = "auto"
+
+
+class Plain(BaseModel):
+    """Data that travels as JSON: unknown fields are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Option(Plain, ABC):
+    """One of several things a field can be; its literal `name` tells which.
+
+    Subclass it, give it a `name`, and every field typed `OneOf[...]` of a parent class offers it.
+    """
+
+    name: Any
+
+    @classmethod
+    def options(cls) -> Iterator[type[Self]]:
+        """Every concrete subclass, in the order of their names."""
+        found = {option for option in cls._descendants() if not isabstract(option)}
+        yield from sorted(found, key=lambda option: option.option_name())
+
+    @classmethod
+    def option_name(cls) -> str:
+        """The word a request uses for this option."""
+        return str(cls.model_fields["name"].default)
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring: what the catalog shows."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    @classmethod
+    def _descendants(cls) -> Iterator[type[Self]]:
+        yield cls
+        for child in cls.__subclasses__():
+            yield from child._descendants()
+
+
+class _OneOf:
+    """Reads a value of the annotated family as the option it names."""
+
+    def __get_pydantic_core_schema__(
+        self, family: type[Option], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        options = list(family.options())
+        if len(options) == 1:
+            return handler.generate_schema(options[0])
+        return handler.generate_schema(Annotated[reduce(or_, options), Field(discriminator="name")])
+
+
+class _OrAuto:
+    """Lets a field also be "auto", which `resolve` replaces by a value chosen for the data."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def keep_auto(value: Any, validate: Callable[[Any], Any]) -> Any:
+            return AUTO if value == AUTO and isinstance(value, str) else validate(value)
+
+        def dump_auto(value: Any, serialize: Callable[[Any], Any]) -> Any:
+            return AUTO if isinstance(value, str) and value == AUTO else serialize(value)
+
+        return core_schema.no_info_wrap_validator_function(
+            keep_auto,
+            handler(source),
+            serialization=core_schema.wrap_serializer_function_ser_schema(dump_auto),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"const": AUTO, "type": "string"}, handler(schema)]}
+
+
+T = TypeVar("T")
+OneOf = Annotated[T, _OneOf()]
+"""`OneOf[Family]`: exactly one option of that family, told apart by `name`."""
+Auto = Annotated[T, _OrAuto()]
+"""`Auto[T]`: a `T`, or "auto" until the request is resolved; code behind `resolve` may rely on `T`."""

@@ -1,0 +1,79 @@
+"""How a training runs: the part of a request that is the same for every task."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from models.parts.optimizers import Optimizer
+from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.schedules import Schedule
+
+
+class Clipping(Plain):
+    """Bounds on the gradient of one step."""
+
+    norm: float | None = Field(
+        None, gt=0, description="Largest norm over all gradients (Pascanu et al., 2013)."
+    )
+    value: float | None = Field(None, gt=0, description="Largest absolute value of each gradient.")
+
+
+class EarlyStopping(Plain):
+    """End a training whose objective no longer improves."""
+
+    patience: int = Field(5, ge=1, le=10_000, description="Epochs without improvement allowed.")
+    min_delta: float = Field(0.0, ge=0, description="Improvement that counts as one.")
+
+
+class Training(Plain):
+    """Epochs, batches, optimizer, schedule, clipping, early stopping and the seed."""
+
+    epochs: Auto[Annotated[int, Field(ge=1, le=100_000)]] = Field(
+        AUTO, description="Passes over the train split."
+    )
+    batch_size: Auto[Annotated[int, Field(ge=1, le=65_536)]] = Field(
+        AUTO, description="Examples per step."
+    )
+    optimizer: Auto[OneOf[Optimizer]] = Field(AUTO, description="How gradients change the weights.")
+    schedule: Auto[OneOf[Schedule]] = Field(
+        AUTO, description="How the learning rate changes over the steps."
+    )
+    clipping: Clipping = Field(Clipping(), description="Bounds on the gradient of one step.")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="End when the objective no longer improves; null trains all epochs."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="The only source of randomness: same seed, same weights."
+    )
+
+    def resolve(self, **chosen: object) -> "Training":
+        """A copy in which every field still "auto" has the value chosen for it."""
+        fill = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        return self.model_copy(update=fill)
+
+
+class Transfer(Plain):
+    """What happens to the weights taken over from a base."""
+
+    trainable_blocks: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        "all",
+        description="How many of the backbone's last blocks learn; 0 freezes the backbone.",
+    )
+    unfreeze_every: int | None = Field(
+        None,
+        ge=1,
+        description="Unfreeze one more block, from the last to the first, each time so many "
+        "epochs have passed (gradual unfreezing, Howard and Ruder, 2018).",
+    )
+    backbone_learning_rate: float = Field(
+        0.1, gt=0, le=1, description="Learning rate of the backbone as a factor of the head's."
+    )
+
+    def learning_blocks(self, blocks: int, epoch: int) -> int:
+        """How many of the last of `blocks` learn in `epoch` (0-based)."""
+        if self.trainable_blocks == "all":
+            start = 0 if self.unfreeze_every else blocks
+        else:
+            start = self.trainable_blocks
+        grown = epoch // self.unfreeze_every if self.unfreeze_every else 0
+        return min(blocks, start + grown)

@@ -1,0 +1,245 @@
+"""The contract of what to learn: task, codec, objective, and how an upload becomes a checked data set."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+import polars as pl
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+from models.base import Architecture, Learner
+from models.parts.options import AUTO, Option, Plain
+from tasks.parts.columns import Columns
+from tasks.parts.problems import Invalid, Problem
+from tasks.parts.splits import SplitOptions, overlap, split
+
+Model = TypeVar("Model", bound=BaseModel)
+Metrics = dict[str, float]
+
+
+class Upload(NamedTuple):
+    """A file as it was uploaded: where it lies, and the name its sender gave it."""
+
+    path: Path
+    name: str
+
+
+class DatasetOptions(Plain):
+    """How to read an upload."""
+
+    column_mapping: dict[str, str] = Field(
+        {},
+        description="Names of the task's own columns to names in the file, such as "
+        '`{"label": "sentiment"}`.',
+    )
+    format: str | None = Field(None, description="The file format; found by content if left out.")
+    split: SplitOptions = Field(SplitOptions(), description="How examples are held out.")
+
+
+class Facts(NamedTuple):
+    """What is known of a data set before it is read: what "auto" values are chosen by."""
+
+    schema: dict[str, Any]
+    splits: dict[str, int]
+
+    @property
+    def examples(self) -> int:
+        """Examples to train on."""
+        return self.splits["train"]
+
+
+class Checked(NamedTuple):
+    """A data set that passed its checks: a frame per split, and what to know of it."""
+
+    splits: dict[str, pl.DataFrame]
+    schema: dict[str, Any]
+    report: dict[str, Any]
+
+
+class Objective(NamedTuple):
+    """The metric that decides which checkpoint is best."""
+
+    metric: str
+    maximise: bool = True
+
+    def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
+        """Whether `value` beats `than` by more than `by`."""
+        if than is None:
+            return True
+        return (value - than if self.maximise else than - value) > by
+
+
+class Codec(Plain, ABC):
+    """Examples to tensors, outputs to predictions.
+
+    Its fields are what was learned from the train split besides weights (label names, vocabulary,
+    column statistics); they travel as JSON beside the weights.
+    """
+
+    @abstractmethod
+    def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
+        """The columns of a split's examples; without targets, of inputs only."""
+
+    @abstractmethod
+    def read_input(self, value: Any) -> Any:
+        """One input of a request, as the task's `input_type`.
+
+        Raises Invalid, naming the field, what was found and what is allowed.
+        """
+
+    @abstractmethod
+    def frame(self, inputs: Sequence[Any]) -> pl.DataFrame:
+        """Inputs as examples without targets, in the shape `encode` reads."""
+
+    @abstractmethod
+    def decode(self, outputs: Tensor) -> list[Any]:
+        """Predictions, of the task's `prediction_type`, from the learner's outputs (B, ...), on the CPU."""
+
+    def read_inputs(self, values: Sequence[Any]) -> list[Any]:
+        """Every input of a request. Raises Invalid with the problems of all of them."""
+        inputs, problems = [], []
+        for place, value in enumerate(values):
+            try:
+                inputs.append(self.read_input(value))
+            except Invalid as error:
+                problems += [p._replace(loc=("inputs", place, *p.loc)) for p in error.problems]
+        if problems:
+            raise Invalid(*problems)
+        return inputs
+
+    def encode_inputs(self, inputs: Sequence[Any]) -> Columns:
+        """The columns of inputs to predict for."""
+        return self.encode(self.frame(inputs), targets=False)
+
+
+class Task(Option):
+    """What to learn. Its fields are the request; its methods turn uploads into a trained model.
+
+    Every task has a field `architecture` typed `Auto[OneOf[<its family>]]`.
+    """
+
+    architecture: Any
+
+    input_type: ClassVar[type[BaseModel]]
+    prediction_type: ClassVar[type[BaseModel]]
+    codec_type: ClassVar[type[Codec]]
+    options_type: ClassVar[type[DatasetOptions]] = DatasetOptions
+    objective: ClassVar[Objective]
+    formats: ClassVar[Mapping[str, str]]
+    """Names of the upload formats, each with a sentence that says what such a file looks like."""
+    metrics: ClassVar[Mapping[str, str]]
+    """Names of the metrics, each with a sentence that says what it measures."""
+
+    # From an upload to a checked data set
+
+    @classmethod
+    @abstractmethod
+    def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
+        """One uploaded file as a frame of examples in the task's own columns. Raises Invalid."""
+
+    @classmethod
+    @abstractmethod
+    def describe(
+        cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
+    ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
+        """The splits in their final column types, their schema, and a report. Raises Invalid.
+
+        Everything that takes the whole data set to see is refused here (a single class, say).
+        """
+
+    @classmethod
+    def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
+        """The column whose shares every split should keep, if any."""
+        return None
+
+    @classmethod
+    def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+        """The columns that make two examples the same one: what duplicates and overlap are counted by."""
+        return examples.columns
+
+    @classmethod
+    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
+        """A checked data set from uploaded files: `file` (split here), or `train` [+ `validation`] [+ `test`].
+
+        Raises Invalid with every problem found, each naming file, row and column.
+        """
+        frames, problems = {}, []
+        for name, upload in files.items():
+            try:
+                frames[name] = cls.read(upload, options)
+            except Invalid as error:
+                problems += [p._replace(loc=(name, *p.loc)) for p in error.problems]
+        if problems:
+            raise Invalid(*problems)
+        whole = frames.get("train", frames.get("file"))
+        assert whole is not None, "the route asks for `file` or `train`"
+        splits = split(frames, options.split, cls.stratum(whole, options))
+        splits, schema, report = cls.describe(splits, options)
+        return Checked(
+            splits,
+            schema,
+            {
+                "examples": {name: frame.height for name, frame in splits.items()},
+                **report,
+                **overlap(splits, cls.identity(splits["train"], schema)),
+            },
+        )
+
+    # From a request to what will be trained
+
+    @abstractmethod
+    def choose_architecture(self, facts: Facts) -> Architecture:
+        """The architecture for this data set when the request leaves it open."""
+
+    def resolve(self, facts: Facts) -> Self:
+        """A copy in which every "auto" field has the value chosen for this data set."""
+        if self.architecture != AUTO:
+            return self
+        return self.model_copy(update={"architecture": self.choose_architecture(facts)})
+
+    # From examples to a learner, and to what its predictions are worth
+
+    @abstractmethod
+    def learn_codec(
+        self, train: pl.DataFrame, schema: Mapping[str, Any], base: Any | None = None
+    ) -> Codec:
+        """What the train split says besides weights; from `base`, a codec, all that the backbone relies on.
+
+        Raises Invalid when the data cannot be read with the base's codec.
+        """
+
+    @abstractmethod
+    def build(self, codec: Any) -> Learner:
+        """A fresh learner for data in this codec."""
+
+    @abstractmethod
+    def same_outputs(self, codec: Any, base: Any) -> bool:
+        """Whether outputs mean the same under both codecs, so that a base's head can be kept."""
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
+        """Every metric of `metrics`, of predictions for these examples."""
+
+    def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
+        """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
+        return dict(self.score(predictions, examples))
+
+
+def read_fields(model: type[Model], value: Any) -> Model:
+    """An object of a request as `model`. Raises Invalid instead of pydantic's own error."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise Invalid(
+            *(
+                Problem(tuple(e["loc"]), e["msg"], found=_short(e["input"]))
+                for e in error.errors(include_url=False)
+            )
+        ) from None
+
+
+def _short(value: Any) -> Any:
+    text = repr(value)
+    return value if len(text) <= 80 and not isinstance(value, bytes) else text[:77] + "..."

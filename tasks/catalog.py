@@ -1,0 +1,121 @@
+"""What is on offer, and how a request becomes exactly what will be trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, TypeAdapter
+
+from models.base import Architecture
+from models.parts.optimizers import AdamW
+from models.parts.options import AUTO, OneOf, Plain
+from models.parts.schedules import Cosine
+from models.parts.training import Training, Transfer
+from tasks.base import Facts, Task
+from tasks.parts.problems import Invalid, Problem
+
+AnyTask = OneOf[Task]
+
+
+class Spec(Plain):
+    """What a job trains, with nothing left open: stored with the job, and enough to run it again."""
+
+    task: AnyTask = Field(description="What to learn, and the architecture that learns it.")
+    training: Training = Field(description="How the training runs.")
+    transfer: Transfer | None = Field(None, description="What happens to a base's weights.")
+
+
+def tasks() -> dict[str, type[Task]]:
+    """Every task on offer, by name."""
+    return {task.option_name(): task for task in Task.options()}
+
+
+def task_named(name: str, loc: Sequence[str | int] = ("task",)) -> type[Task]:
+    """The task of that name. Raises Invalid, listing what is on offer."""
+    offered = tasks()
+    if name not in offered:
+        raise Invalid(Problem(tuple(loc), "no such task", name, sorted(offered)))
+    return offered[name]
+
+
+def architectures(family: type[Architecture] = Architecture) -> dict[str, type[Architecture]]:
+    """Every architecture of a family, by name."""
+    return {option.option_name(): option for option in family.options()}
+
+
+def resolve(
+    dataset_task: str,
+    facts: Facts,
+    task: Task | None,
+    training: Training,
+    transfer: Transfer | None,
+    base: Task | None = None,
+) -> Spec:
+    """The spec of a job on a data set of `dataset_task`; `base` is the task of the model it starts from.
+
+    Raises Invalid when the task is not the data set's, or the architecture not the base's.
+    """
+    offered = task_named(dataset_task)
+    task = offered.model_validate({"name": dataset_task}) if task is None else task
+    if not isinstance(task, offered):
+        raise Invalid(
+            Problem(("task", "name"), "the data set is for another task", task.name, dataset_task)
+        )
+    if base is not None:
+        task = _on_base(task, base)
+        transfer = transfer or Transfer()
+    elif transfer is not None:
+        raise Invalid(
+            Problem(("transfer",), "there is no base to take over from", None, "a `base`")
+        )
+    task = task.resolve(facts)
+    return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
+
+
+def _on_base(task: Task, base: Task) -> Task:
+    """The task with its base's architecture, which the weights demand."""
+    if not base.architecture.has_backbone:
+        raise Invalid(
+            Problem(
+                ("base",),
+                f"{base.architecture.name} has no backbone that another training could use",
+                base.architecture.name,
+                sorted(name for name, a in architectures().items() if a.has_backbone),
+            )
+        )
+    if task.architecture == AUTO:
+        task = task.model_copy(update={"architecture": base.architecture})
+    if task.architecture != base.architecture:
+        raise Invalid(
+            Problem(
+                ("task", "architecture"),
+                "a base brings its own architecture: leave it out, or give the same",
+                task.architecture.model_dump(),
+                base.architecture.model_dump(),
+            )
+        )
+    family_fits = type(task).model_validate  # refuses an architecture the task's family lacks
+    return family_fits(task.model_dump())
+
+
+def _resolve(training: Training, task: Task, facts: Facts) -> Training:
+    chosen = {
+        "batch_size": 32 if facts.examples < 4_000 else 64 if facts.examples < 40_000 else 256,
+        "optimizer": AdamW(),
+        "schedule": Cosine(warmup=0.05),
+        **task.architecture.defaults(facts.examples),
+    }
+    training = training.resolve(**chosen)
+    per_epoch = -(-facts.examples // training.batch_size)
+    # Enough steps to learn something from a small set, few enough passes over a large one.
+    return training.resolve(epochs=max(5, min(60, -(-3_000 // per_epoch))))
+
+
+def read_spec(data: Any) -> Spec:
+    """A stored spec."""
+    return Spec.model_validate(data)
+
+
+def read_task(data: Any) -> Task:
+    """A stored task."""
+    task: Task = TypeAdapter(AnyTask).validate_python(data)
+    return task

@@ -1,0 +1,1 @@
+"""Shared pieces of tasks that are not tasks themselves."""

@@ -1,0 +1,119 @@
+"""Which examples are trained on, which are held out, and whether any are in both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from models.parts.options import Plain
+from tasks.parts.problems import Invalid, Problem
+
+SPLITS = ("train", "validation", "test")
+
+
+class SplitOptions(Plain):
+    """How examples are held out when the upload does not say so itself."""
+
+    fraction: float = Field(0.2, gt=0, lt=1, description="Share of the examples for validation.")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the examples for the test.")
+    stratify: bool = Field(True, description="Keep the share of every class in every split.")
+    by: str | None = Field(
+        None, description="A column that says train, validation or test for each row."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Which examples are drawn.")
+
+
+def split(
+    frames: Mapping[str, pl.DataFrame], options: SplitOptions, stratum: str | None
+) -> dict[str, pl.DataFrame]:
+    """Train, validation and perhaps test split from `file`, or from `train` [+ `validation`] [+ `test`].
+
+    Whatever split was not given as a file is drawn from the train file. Raises Invalid when a split
+    would be empty.
+    """
+    if "file" in frames and options.by:
+        splits = _by_column(frames["file"], options.by)
+    elif "file" in frames:
+        splits = _drawn(frames["file"], options, stratum, test=True)
+    else:
+        splits = dict(frames)
+    if "validation" not in splits:
+        splits |= _drawn(splits["train"], options, stratum, test=False)
+    for name, frame in splits.items():
+        if frame.height == 0:
+            raise Invalid(
+                Problem((name,), "this split has no examples", 0, "at least 1; upload more")
+            )
+    return {name: splits[name] for name in SPLITS if name in splits}
+
+
+def _by_column(whole: pl.DataFrame, column: str) -> dict[str, pl.DataFrame]:
+    if column not in whole.columns:
+        raise Invalid(Problem(("options", "split", "by"), "no such column", column, whole.columns))
+    names = whole[column].cast(pl.String).str.strip_chars().str.to_lowercase()
+    names = names.replace({"valid": "validation", "val": "validation", "dev": "validation"})
+    wrong = (~names.is_in(SPLITS)).fill_null(True).arg_true()
+    if len(wrong):
+        row = wrong[0]
+        raise Invalid(
+            Problem(("file", "row", row + 1, column), "not the name of a split", names[row], SPLITS)
+        )
+    if not (names == "train").any():
+        raise Invalid(Problem(("file", column), "no row says train", None, SPLITS))
+    rest = whole.drop(column)
+    return {name: part for name in SPLITS if (part := rest.filter(names == name)).height}
+
+
+def _drawn(
+    whole: pl.DataFrame, options: SplitOptions, stratum: str | None, *, test: bool
+) -> dict[str, pl.DataFrame]:
+    random = np.random.default_rng(options.seed)
+    wanted = {"validation": options.fraction}
+    if test and options.test_fraction:
+        wanted["test"] = options.test_fraction
+    if sum(wanted.values()) >= 1:
+        raise Invalid(
+            Problem(
+                ("options", "split", "test_fraction"),
+                "nothing would be left to train on",
+                sum(wanted.values()),
+                "fraction + test_fraction below 1",
+            )
+        )
+    groups = (
+        whole.with_row_index("_row").partition_by(stratum, maintain_order=True)
+        if stratum and options.stratify and stratum in whole.columns
+        else [whole.with_row_index("_row")]
+    )
+    place = np.zeros(whole.height, dtype=np.int64)
+    for group in groups:
+        rows = random.permutation(group["_row"].to_numpy())
+        start = 0
+        for number, share in enumerate(wanted.values(), start=1):
+            # At least one example of every class stays in the train split.
+            count = min(round(share * len(rows)), max(0, len(rows) - start - 1))
+            place[rows[start : start + count]] = number
+            start += count
+    for number in range(1, len(wanted) + 1):
+        if not (place == number).any() and whole.height > len(wanted):
+            place[random.choice(np.flatnonzero(place == 0))] = number
+    names = ["train", *wanted]
+    return {name: whole.filter(place == number) for number, name in enumerate(names)}
+
+
+def overlap(splits: Mapping[str, pl.DataFrame], columns: list[str]) -> dict[str, Any]:
+    """Duplicates within the train split and examples that are in two splits, counted by `columns`."""
+    hashes = {
+        name: set(frame.select(columns).hash_rows(seed=0).to_list())
+        for name, frame in splits.items()
+    }
+    return {
+        "duplicates": splits["train"].height - len(hashes["train"]),
+        "overlap": {
+            f"{a}/{b}": len(hashes[a] & hashes[b])
+            for i, a in enumerate(hashes)
+            for b in list(hashes)[i + 1 :]
+        },
+    }
