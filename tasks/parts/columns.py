@@ -19,6 +19,10 @@ class Column(Protocol):
         """The tensors of the examples at `index` (B,)."""
         ...
 
+    def select(self, index: Tensor) -> "Column":
+        """The examples at `index` (n,) as a column of their own."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """What to store; the keyword arguments that make the column again."""
         ...
@@ -35,6 +39,9 @@ class Dense:
 
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
         return (self.values[index],)
+
+    def select(self, index: Tensor) -> "Dense":
+        return Dense(self.values[index])
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values}
@@ -63,6 +70,12 @@ class Ragged:
         values = self.values[(starts[:, None] + places).clamp(max=len(self.values) - 1)]
         return values * inside, lengths
 
+    def select(self, index: Tensor) -> "Ragged":
+        starts, lengths = self.offsets[index], self.lengths[index]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        places = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        return Ragged(self.values[starts.repeat_interleave(lengths) + places], offsets)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values, "offsets": self.offsets}
 
@@ -90,6 +103,13 @@ class Columns:
     def lengths(self) -> Tensor | None:
         """Lengths (N,) of the first ragged input, by which batches are bucketed."""
         return next((c.lengths for c in self.inputs if isinstance(c, Ragged)), None)
+
+    def select(self, index: Tensor) -> "Columns":
+        """The examples at `index` (n,) as columns of their own."""
+        return Columns(
+            tuple(column.select(index) for column in self.inputs),
+            tuple(column.select(index) for column in self.targets),
+        )
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""

@@ -11,6 +11,13 @@ from models.parts.options import Plain
 from tasks.parts.problems import Invalid, Problem
 
 SPLITS = ("train", "validation", "test")
+LINE = "\0line"
+"""A column a reader may add: where each example stood in its file. `Task.describe` drops it."""
+
+
+def line_of(frame: pl.DataFrame, row: int) -> int:
+    """Where the example at `row` (0-based) stood in its file, counted from 1."""
+    return int(frame[LINE][row]) if LINE in frame.columns else row + 1
 
 
 class SplitOptions(Plain):
@@ -49,16 +56,26 @@ def split(
     return {name: splits[name] for name in SPLITS if name in splits}
 
 
+def shown(frame: pl.DataFrame) -> list[str]:
+    """The columns that are the user's own."""
+    return [name for name in frame.columns if name != LINE]
+
+
 def _by_column(whole: pl.DataFrame, column: str) -> dict[str, pl.DataFrame]:
     if column not in whole.columns:
-        raise Invalid(Problem(("options", "split", "by"), "no such column", column, whole.columns))
+        raise Invalid(Problem(("options", "split", "by"), "no such column", column, shown(whole)))
     names = whole[column].cast(pl.String).str.strip_chars().str.to_lowercase()
     names = names.replace({"valid": "validation", "val": "validation", "dev": "validation"})
     wrong = (~names.is_in(SPLITS)).fill_null(True).arg_true()
     if len(wrong):
         row = wrong[0]
         raise Invalid(
-            Problem(("file", "row", row + 1, column), "not the name of a split", names[row], SPLITS)
+            Problem(
+                ("file", "line", line_of(whole, row), column),
+                "not the name of a split",
+                names[row],
+                SPLITS,
+            )
         )
     if not (names == "train").any():
         raise Invalid(Problem(("file", column), "no row says train", None, SPLITS))
@@ -88,13 +105,16 @@ def _drawn(
         else [whole.with_row_index("_row")]
     )
     place = np.zeros(whole.height, dtype=np.int64)
+    owed = dict.fromkeys(wanted, 0.0)  # what rounding took from the groups before
     for group in groups:
         rows = random.permutation(group["_row"].to_numpy())
         start = 0
-        for number, share in enumerate(wanted.values(), start=1):
+        for number, (name, share) in enumerate(wanted.items(), start=1):
+            owed[name] += share * len(rows)
             # At least one example of every class stays in the train split.
-            count = min(round(share * len(rows)), max(0, len(rows) - start - 1))
+            count = max(0, min(round(owed[name]), len(rows) - start - 1))
             place[rows[start : start + count]] = number
+            owed[name] -= count
             start += count
     for number in range(1, len(wanted) + 1):
         if not (place == number).any() and whole.height > len(wanted):

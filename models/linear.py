@@ -1,0 +1,40 @@
+"""Linear and logistic regression on rows of a table."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.base import Backbone, TableBackbone
+from models.parts.optimizers import AdamW
+
+
+class Linear(TableBackbone):
+    """Linear model: linear regression of values, logistic regression of classes (Cox, 1958)."""
+
+    name: Literal["linear"] = "linear"
+
+    def backbone(self, numeric: int, cardinalities: Sequence[int]) -> Backbone:
+        return Columns(numeric, cardinalities)
+
+    def defaults(self, examples: int) -> dict[str, Any]:
+        return {"optimizer": AdamW(learning_rate=1e-2)}
+
+
+class Columns(Backbone):
+    """Numbers as they are, and a 0 or 1 for every category: nothing to learn before the head."""
+
+    def __init__(self, numeric: int, cardinalities: Sequence[int]) -> None:
+        super().__init__()
+        self.cardinalities = list(cardinalities)
+        self.width = numeric + sum(cardinalities)
+
+    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+        """Numbers (B, numeric) and categories (B, columns) to (B, width)."""
+        ones = [
+            F.one_hot(column, size)
+            for column, size in zip(categories.unbind(1), self.cardinalities, strict=True)
+        ]
+        return torch.cat([numbers, *(column.to(numbers.dtype) for column in ones)], 1)

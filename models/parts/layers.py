@@ -1,0 +1,66 @@
+"""Activations and norms a request can name, and what makes them safe for a batch of one."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["relu", "leaky-relu", "gelu", "silu", "tanh", "sigmoid", "logistic"]
+Norm = Literal["batch", "layer", "none"]
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "logistic": nn.Sigmoid,
+}
+
+
+def activation(name: Activation) -> nn.Module:
+    """The nonlinearity of that name; `logistic` is another word for `sigmoid`."""
+    return _ACTIVATIONS[name]()
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation (Ioffe and Szegedy, 2015) that also takes one example to train on.
+
+    The last batch of an epoch may hold a single value per channel, which has no variance: its
+    running statistics stand in.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_running_statistics(self, x) if _lone(self, x) else super().forward(x)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """The same for images (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_running_statistics(self, x) if _lone(self, x) else super().forward(x)
+
+
+def _lone(norm: nn.Module, x: Tensor) -> bool:
+    return norm.training and x.numel() == x.shape[1]
+
+
+def _by_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+
+
+def row_norm(name: Norm, width: int) -> nn.Module:
+    """The norm of that name for rows (B, width)."""
+    if name == "batch":
+        return BatchNorm1d(width)
+    return nn.LayerNorm(width) if name == "layer" else nn.Identity()
+
+
+def map_norm(name: Norm, width: int) -> nn.Module:
+    """The norm of that name for feature maps (B, width, h, w); `layer` is a single group."""
+    if name == "batch":
+        return BatchNorm2d(width)
+    return nn.GroupNorm(1, width) if name == "layer" else nn.Identity()

@@ -1,0 +1,30 @@
+"""What happened to a job, numbered without gaps."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from store import leases, pages
+from store.columns import Object
+from store.session import now
+from store.tables import Job, JobEvent
+
+
+def add(session: Session, job_id: str, type: str, data: Object) -> JobEvent:
+    """Raises NotFound when the job is gone."""
+    return append(session, leases.lock(session, job_id), type, data)
+
+
+def append(session: Session, job: Job, type: str, data: Object) -> JobEvent:
+    """The next event of a job that this transaction has locked."""
+    job.event_seq += 1
+    event = JobEvent(job_id=job.id, seq=job.event_seq, at=now(session), type=type, data=data)
+    session.add(event)
+    return event
+
+
+def page(
+    session: Session, job_id: str, after_seq: int = 0, limit: int = 100
+) -> pages.Page[JobEvent]:
+    """The events after `after_seq`, oldest first."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id)
+    return pages.in_order(session, query, JobEvent.seq, limit, after_seq)

@@ -1,0 +1,332 @@
+"""The tables: columns, constraints and indices, nothing else."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from store.columns import Json, Moment, Object
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+"""The statuses a job never leaves."""
+
+
+class Row(DeclarativeBase):
+    """A row of any table."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        bytes: LargeBinary,
+        datetime: Moment,
+        Object: Json,
+        list[Any]: Json,
+    }
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    allowed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({allowed})", name=column)
+
+
+def _only(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """An index of those rows alone that `where` names."""
+    condition = text(where)
+    return Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+
+
+class Project(Row):
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Row):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class Reply(Row):
+    """What a request with an idempotency key was answered; the answer is null while it is worked on."""
+
+    __tablename__ = "replies"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    status: Mapped[int | None]
+    body: Mapped[Object | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Blob(Row):
+    """Bytes by the SHA-256 of their content; seen by nobody before they are complete."""
+
+    __tablename__ = "blobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    complete: Mapped[bool]
+    touched_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class BlobChunk(Row):
+    __tablename__ = "blob_chunks"
+
+    blob_id: Mapped[str] = mapped_column(
+        ForeignKey("blobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    n: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+
+class Dataset(Row):
+    __tablename__ = "datasets"
+    __table_args__ = (
+        _one_of("status", "checking", "ready", "invalid"),
+        Index(None, "project_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    task: Mapped[str]
+    status: Mapped[str]
+    options: Mapped[Object]
+    schema: Mapped[Object]
+    report: Mapped[Object]
+    splits: Mapped[Object]
+    errors: Mapped[list[Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class DatasetFile(Row):
+    __tablename__ = "dataset_files"
+
+    dataset_id: Mapped[str] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True
+    )
+    split: Mapped[str] = mapped_column(primary_key=True)
+    blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+
+
+class Job(Row):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("kind", "train", "evaluate"),
+        _one_of("status", "queued", "running", "paused", *TERMINAL),
+        _one_of("desired", "cancel", "stop", "pause"),
+        CheckConstraint("(status = 'running') = (lease_owner IS NOT NULL)", name="lease_owner"),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease_until"),
+        CheckConstraint(
+            "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
+            name="finished_at",
+        ),
+        Index(None, "project_id", "id"),
+        Index(None, "project_id", "status", "id"),
+        _only("ix_jobs_ready", "queue", "priority", "created_at", where="status = 'queued'"),
+        _only("ix_jobs_leases", "lease_until", where="status = 'running'"),
+        _only("ix_jobs_owners", "lease_owner", where="status = 'running'", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    name: Mapped[str]
+    dataset_id: Mapped[str | None] = mapped_column(
+        ForeignKey("datasets.id", ondelete="SET NULL"), index=True
+    )
+    dataset_name: Mapped[str | None]
+    task: Mapped[str]
+    spec: Mapped[Object]
+    request: Mapped[Object]
+    base: Mapped[Object | None]
+    # Without foreign keys, as checkpoints name their jobs: `checkpoints.hold` guards them.
+    base_checkpoint_id: Mapped[str | None]
+    resume_checkpoint_id: Mapped[str | None]
+    parent_id: Mapped[str | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )
+    status: Mapped[str]
+    desired: Mapped[str | None]
+    priority: Mapped[int]
+    queue: Mapped[str]
+    budget_seconds: Mapped[float | None]
+    attempt: Mapped[int]
+    max_attempts: Mapped[int]
+    claims: Mapped[int]
+    lease_epoch: Mapped[int] = mapped_column(BigInteger)
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    worker_id: Mapped[str | None]
+    available_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    progress: Mapped[Object]
+    metrics: Mapped[Object]
+    result: Mapped[Object | None]
+    error: Mapped[Object | None]
+    model_name: Mapped[str | None]
+    model_id: Mapped[str | None] = mapped_column(
+        ForeignKey("models.id", ondelete="SET NULL"), index=True
+    )
+    model_version: Mapped[int | None]
+    event_seq: Mapped[int]
+    log_seq: Mapped[int]
+
+
+class JobEvent(Row):
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    type: Mapped[str]
+    data: Mapped[Object]
+
+
+class JobLog(Row):
+    __tablename__ = "job_logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    level: Mapped[str]
+    line: Mapped[str]
+
+
+class Metric(Row):
+    """The numbers of one step, such as {"train/loss": 0.3, "validation/accuracy": 0.9}."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    epoch: Mapped[int]
+    at: Mapped[datetime]
+    values: Mapped[Object]
+
+
+class Checkpoint(Row):
+    """A trained state that can be read alone, even when its job is gone."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        _only("ix_checkpoints_best", "job_id", where="is_best", unique=True),
+        _only("ix_checkpoints_last", "job_id", where="is_last", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )
+    step: Mapped[int] = mapped_column(BigInteger)
+    epoch: Mapped[int]
+    metrics: Mapped[Object]
+    value: Mapped[float | None]
+    is_best: Mapped[bool]
+    is_last: Mapped[bool]
+    weights_blob: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+    codec_blob: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+    state_blob: Mapped[str | None] = mapped_column(ForeignKey("blobs.id"), index=True)
+    state: Mapped[Object]
+    spec: Mapped[Object]
+    created_at: Mapped[datetime]
+
+
+class Model(Row):
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("project_id", "name"), Index(None, "project_id", "id"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    last_version: Mapped[int]
+    """The highest version ever given, so that none is given twice."""
+    created_at: Mapped[datetime]
+
+
+class ModelVersion(Row):
+    __tablename__ = "model_versions"
+
+    model_id: Mapped[str] = mapped_column(
+        ForeignKey("models.id", ondelete="CASCADE"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )
+    checkpoint_id: Mapped[str] = mapped_column(
+        ForeignKey("checkpoints.id", ondelete="RESTRICT"), index=True
+    )
+    created_at: Mapped[datetime]
+
+
+class ModelAlias(Row):
+    __tablename__ = "model_aliases"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["model_id", "version"],
+            ["model_versions.model_id", "model_versions.version"],
+            ondelete="CASCADE",
+        ),
+        Index(None, "model_id", "version"),
+    )
+
+    model_id: Mapped[str] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+
+
+class Worker(Row):
+    __tablename__ = "workers"
+    __table_args__ = (_one_of("status", "idle", "busy", "draining"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    device_name: Mapped[str]
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    memory_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    queues: Mapped[list[Any]]
+    slots: Mapped[int]
+    busy_job_id: Mapped[str | None]
+    status: Mapped[str]
+    started_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]

@@ -1,0 +1,254 @@
+"""Encoded images: opened safely, looked at, and decoded into tensors."""
+
+import base64
+import binascii
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field, WithJsonSchema
+from torch import Tensor
+
+from models.parts.options import Plain
+from tasks.parts.problems import Invalid, Problem
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_BYTES = 32 << 20
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_384
+
+_ALLOWED_INPUT = 'an image file in base64, or {"image": base64}'
+_MOST_BASE64 = MAX_BYTES * 4 // 3 + 1024
+_THREADS = min(8, os.cpu_count() or 1)
+_CHUNK = 256
+_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
+_ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
+_COLOUR_TOLERANCE = 8  # JPEG rounds the channels of a grey picture apart by a few steps
+
+EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAEklEQVR42mP4z/SDiQEGGf4DAB0EAwNJ19I3AAAAAElFTkSuQmCC"
+"""The smallest of images, for documentation."""
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+EncodedImage = Annotated[
+    bytes,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "contentEncoding": "base64",
+            "contentMediaType": "image/*",
+            "maxLength": _MOST_BASE64,
+            "examples": [EXAMPLE],
+        }
+    ),
+]
+
+
+class ImageInput(Plain):
+    """One image: PNG, JPEG, WebP, BMP, GIF (its first frame) or TIFF."""
+
+    image: EncodedImage = Field(
+        description="The encoded file as base64, with or without a `data:` prefix. The string may "
+        "also stand alone, in place of the object."
+    )
+
+
+class ImageFacts(NamedTuple):
+    """What a look at an image tells: its size as shown, how it is stored, whether it has colours."""
+
+    width: int
+    height: int
+    mode: str
+    animated: bool
+    colour: bool
+
+
+def open_image(data: bytes, draft: int | None = None) -> Image.Image:
+    """The first frame of an encoded image, upright, in mode L or RGB; what is see-through lies on white.
+
+    With `draft`, a JPEG may be decoded at a fraction of its size, its sides at least so many pixels.
+    Raises Invalid when the bytes are no image, one of another format, damaged, or too large.
+    """
+    try:
+        with _lazily(data) as image:
+            if draft:
+                image.draft(None, (draft, draft))
+            image.load()
+            return _plain(_upright(image))
+    except Invalid:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise _unreadable(str(error)) from None
+
+
+def _lazily(data: bytes) -> Image.Image:
+    """An image whose header alone was read, and is acceptable."""
+    if len(data) > MAX_BYTES:
+        raise Invalid(Problem((), "the file is too large", len(data), f"at most {MAX_BYTES} bytes"))
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise _unreadable(_start(data)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(str(error).split(",")[0]) from None
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise _too_large(f"{width} x {height}")
+    return image
+
+
+def _start(data: bytes) -> str:
+    return f"{len(data)} bytes that start with {data[:12]!r}" if data else "no bytes"
+
+
+def _unreadable(found: str) -> Invalid:
+    return Invalid(Problem((), "not a readable image", found, list(FORMATS)))
+
+
+def _too_large(found: str) -> Invalid:
+    allowed = f"at most {MAX_PIXELS:,} pixels, no side beyond {MAX_SIDE:,}"
+    return Invalid(Problem((), "the image is too large", found, allowed))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its camera was held; metadata that cannot be read turns nothing."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # broken EXIF beside sound pixels is common in photos
+        return image
+    return image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any mode as L or RGB."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        allowed = "8 or 16 bits, unsigned"
+        raise Invalid(Problem((), "no agreed range of brightness", f"mode {image.mode}", allowed))
+    grey = image.mode in _GREY_MODES
+    if image.mode in _ALPHA_MODES or image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if grey else "RGB")
+
+
+def inspect(data: bytes) -> ImageFacts:
+    """Facts of an image whose every pixel can be decoded. Raises Invalid like `open_image`."""
+    with _lazily(data) as image:
+        mode, animated = image.mode, _is_animated(image)
+    whole = open_image(data)
+    return ImageFacts(whole.width, whole.height, mode, animated, _has_colour(whole))
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # looks at the second frame; only the first is needed
+        return True
+
+
+def _has_colour(image: Image.Image) -> bool:
+    if image.mode == "L":
+        return False
+    pixels = np.asarray(image.reduce(max(1, min(image.size) // 64))).astype(np.int16)
+    return bool(np.ptp(pixels, axis=-1).max() > _COLOUR_TOLERANCE)
+
+
+def decode(data: bytes, side: int, channels: int) -> Pixels:
+    """Pixels (channels, side, side) of an encoded image, stretched to a square (bilinear, antialiased)."""
+    image = open_image(data, draft=2 * side).convert("L" if channels == 1 else "RGB")
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
+
+
+def decode_all(images: pl.Series, side: int, channels: int) -> Tensor:
+    """A column of encoded images as one tensor (N, channels, side, side) uint8.
+
+    Raises Invalid, at `row`, for images that cannot be decoded.
+    """
+    pixels = torch.empty((len(images), channels, side, side), dtype=torch.uint8)
+    places = pixels.numpy()
+
+    def place(row: int, data: bytes) -> None:
+        places[row] = decode(data, side, channels)
+
+    outcomes = each(images, place)
+    faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
+    if faults:
+        raise Invalid(
+            *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
+        )
+    return pixels
+
+
+def each(images: pl.Series, work: Callable[[int, bytes], T]) -> list[T | Invalid]:
+    """What `work` makes of every image and its row, or why it refused it.
+
+    In threads: Pillow lets other threads run while it decodes.
+    """
+    size = max(8, min(_CHUNK, -(-len(images) // _THREADS)))
+
+    def run(start: int) -> list[T | Invalid]:
+        part = enumerate(images.slice(start, size).to_list(), start)
+        return [_outcome(work, row, data) for row, data in part]
+
+    starts = range(0, len(images), size)
+    if len(starts) < 2:
+        return [outcome for start in starts for outcome in run(start)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [outcome for part in pool.map(run, starts) for outcome in part]
+
+
+def _outcome(work: Callable[[int, bytes], T], row: int, data: bytes) -> T | Invalid:
+    try:
+        return work(row, data)
+    except Invalid as error:
+        return error
+
+
+def shrink(data: bytes, side: int, channels: int) -> bytes:
+    """An image as the network will see it, in a format that costs nothing to decode again."""
+    image = Image.fromarray(decode(data, side, channels).transpose(1, 2, 0).squeeze())
+    packed = BytesIO()
+    image.save(packed, "BMP")
+    return packed.getvalue()
+
+
+def read_image(value: Any) -> bytes:
+    """The bytes of an image file in a request: raw, as base64, or as `{"image": base64}`.
+
+    Raises Invalid when it is none of these; whether the bytes are an image is not looked at.
+    """
+    if isinstance(value, Mapping) and set(value) == {"image"}:
+        try:
+            return _read_bytes(value["image"])
+        except Invalid as error:
+            raise Invalid(*(p._replace(loc=("image", *p.loc)) for p in error.problems)) from None
+    return _read_bytes(value)
+
+
+def _read_bytes(value: Any) -> bytes:
+    """Raw bytes as they are, and text as base64, with or without a `data:` prefix. Raises Invalid."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        found = ", ".join(map(str, value))[:80] if isinstance(value, Mapping) else repr(value)[:80]
+        raise Invalid(Problem((), "not an image", found, _ALLOWED_INPUT))
+    if len(value) > _MOST_BASE64:
+        allowed = f"at most {MAX_BYTES:,} bytes"
+        raise Invalid(Problem((), "the file is too large", f"{len(value):,} characters", allowed))
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise Invalid(Problem((), "not base64", value[:40], _ALLOWED_INPUT)) from None

@@ -1,0 +1,1 @@
+"""The GPU side: job ids in, weights out."""
