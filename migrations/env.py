@@ -13,6 +13,7 @@ def run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Row.metadata,
         # SQLite changes a column only by copying its table.
+        user_module_prefix="columns.",
         render_as_batch=connection.dialect.name == "sqlite",
         transaction_per_migration=False,
     )

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.base import Backbone, TableBackbone
 from models.parts.optimizers import AdamW
+from models.parts.rows import matrix
 
 
 class Linear(TableBackbone):
@@ -29,12 +28,8 @@ class Columns(Backbone):
     def __init__(self, numeric: int, cardinalities: Sequence[int]) -> None:
         super().__init__()
         self.cardinalities = list(cardinalities)
-        self.width = numeric + sum(cardinalities)
+        self.width = numeric + sum(self.cardinalities)
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         """Numbers (B, numeric) and categories (B, columns) to (B, width)."""
-        ones = [
-            F.one_hot(column, size)
-            for column, size in zip(categories.unbind(1), self.cardinalities, strict=True)
-        ]
-        return torch.cat([numbers, *(column.to(numbers.dtype) for column in ones)], 1)
+        return matrix(numbers, categories, self.cardinalities)

@@ -12,11 +12,19 @@ Kind = Literal["numeric", "categorical", "boolean", "date"]
 MISSING = ("", "?", "-", "na", "n/a", "#n/a", "nan", "null", "none", "nil")
 """Cells that stand for no value, in lower case."""
 TRUE, FALSE = ("true", "yes", "y", "t"), ("false", "no", "n", "f")
-_BOOLEANS = {**dict.fromkeys((*TRUE, "1"), True), **dict.fromkeys((*FALSE, "0"), False)}
+BOOLEANS = {**dict.fromkeys((*TRUE, "1"), True), **dict.fromkeys((*FALSE, "0"), False)}
 _NEARLY = 0.99
 """A column so full of numbers is one of numbers, and the rest of its cells are mistakes."""
 _DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y")
-_TIMES = ("", " %H:%M", " %H:%M:%S%.f", "T%H:%M", "T%H:%M:%S%.f", " %H:%M:%S%.f%#z", "T%H:%M:%S%.f%#z")
+_TIMES = (
+    "",
+    " %H:%M",
+    " %H:%M:%S%.f",
+    "T%H:%M",
+    "T%H:%M:%S%.f",
+    " %H:%M:%S%.f%#z",
+    "T%H:%M:%S%.f%#z",
+)
 _SAMPLE = 200
 
 
@@ -140,7 +148,7 @@ def _booleans(values: pl.Series) -> pl.Series:
     if values.dtype == pl.Boolean:
         return values
     words = to_text(values).str.to_lowercase()
-    return words.replace_strict(_BOOLEANS, default=None, return_dtype=pl.Boolean)
+    return words.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
 
 
 def _numbers(values: pl.Series) -> Converted:

@@ -85,20 +85,23 @@ def open_image(data: bytes, draft: int | None = None) -> Image.Image:
             return _plain(_upright(image))
     except Invalid:
         raise
-    except Exception as error:  # Pillow raises nearly anything on damaged files
+    except Exception as error:  # as in _lazily
         raise _unreadable(str(error)) from None
 
 
 def _lazily(data: bytes) -> Image.Image:
     """An image whose header alone was read, and is acceptable."""
     if len(data) > MAX_BYTES:
-        raise Invalid(Problem((), "the file is too large", len(data), f"at most {MAX_BYTES} bytes"))
+        allowed = f"at most {MAX_BYTES:,} bytes"
+        raise Invalid(Problem((), "the file is too large", f"{len(data):,} bytes", allowed))
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise _unreadable(_start(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error).split(",")[0]) from None
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise _unreadable(str(error)) from None
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise _too_large(f"{width} x {height}")
@@ -138,7 +141,11 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode in _ALPHA_MODES or image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if grey else "RGB")
+    return _in_mode(image, "L" if grey else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
 
 
 def inspect(data: bytes) -> ImageFacts:
@@ -165,7 +172,7 @@ def _has_colour(image: Image.Image) -> bool:
 
 def decode(data: bytes, side: int, channels: int) -> Pixels:
     """Pixels (channels, side, side) of an encoded image, stretched to a square (bilinear, antialiased)."""
-    image = open_image(data, draft=2 * side).convert("L" if channels == 1 else "RGB")
+    image = _in_mode(open_image(data, draft=2 * side), "L" if channels == 1 else "RGB")
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
@@ -44,6 +44,7 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
+T = TypeVar("T")
 # The limit belongs to the whole process; nobody else here reads CSV.
 csv.field_size_limit(MAX_CELL)
 
@@ -134,6 +135,11 @@ def _decode(raw: bytes, number: int, faults: _Faults) -> str:
         return ""
 
 
+def _batches(items: Iterator[T]) -> Iterator[list[T]]:
+    while some := list(islice(items, _CHUNK)):
+        yield some
+
+
 # CSV and TSV
 
 
@@ -169,7 +175,7 @@ def _read_delimited(path: Path, mark: str, quoting: int) -> pl.DataFrame:
     _check_names(names, faults)
     faults.check()
     sound = (row for row in rows if _fits(row, names, faults))
-    chunks = list(iter(lambda: _chunk(list(islice(sound, _CHUNK)), names), None))
+    chunks = [_chunk(some, names) for some in _batches(sound)]
     faults.check()
     return pl.concat(chunks) if chunks else pl.DataFrame({name: [] for name in names})
 
@@ -224,9 +230,7 @@ def _fits(row: tuple[int, list[str]], names: list[str], faults: _Faults) -> bool
     return True
 
 
-def _chunk(rows: list[tuple[int, list[str]]], names: list[str]) -> pl.DataFrame | None:
-    if not rows:
-        return None
+def _chunk(rows: list[tuple[int, list[str]]], names: list[str]) -> pl.DataFrame:
     lines, cells = zip(*rows, strict=True)
     columns = zip(names, zip(*cells, strict=True), strict=True)
     data = {name: pl.Series(name, values, pl.String) for name, values in columns}
@@ -243,7 +247,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
         for number, line in enumerate(text_lines(path), start=1)
         if line.strip() and (found := _object(line, number, faults)) is not None
     )
-    frames = list(iter(lambda: _frame(list(islice(objects, _CHUNK)), faults), None))
+    frames = [_frame(some, faults) for some in _batches(objects)]
     faults.check()
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
@@ -289,9 +293,7 @@ def _unstorable(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text)
 
 
-def _frame(objects: list[tuple[int, dict[str, Any]]], faults: _Faults) -> pl.DataFrame | None:
-    if not objects:
-        return None
+def _frame(objects: list[tuple[int, dict[str, Any]]], faults: _Faults) -> pl.DataFrame:
     names = dict.fromkeys(name for _, found in objects for name in found)
     if len(names) > MAX_COLUMNS:
         faults.add((), "too many columns", len(names), f"at most {MAX_COLUMNS}")

@@ -1,0 +1,1 @@
+"""The web side: HTTP in, HTTP out."""

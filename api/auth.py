@@ -1,0 +1,132 @@
+"""Who is asking: API keys, what each may do, and the door that lets nobody in without one."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, NamedTuple
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.errors import ANSWERS, Forbidden, Unauthenticated, problem
+from store import keys
+from store.session import Database
+from store.tables import ApiKey
+
+SCOPES = {
+    "admin": "everything, keys and projects included",
+    "train": "data sets, jobs, models and predictions",
+    "predict": "the catalog, models and predictions",
+}
+_IMPLIED = {
+    "admin": {"admin", "train", "predict"},
+    "train": {"train", "predict"},
+    "predict": {"predict"},
+}
+_TOUCH_SECONDS = 60
+
+OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+"""Paths that need no key; so do the files of the docs page."""
+OPEN_FOLDER = "/docs/"
+
+
+class Principal(NamedTuple):
+    """The key behind a request."""
+
+    key_id: str
+    project_id: str
+    scopes: frozenset[str]
+
+
+class Keys:
+    """Looks keys up, and remembers for a few seconds whom they belong to."""
+
+    def __init__(self, database: Database, cache_seconds: float) -> None:
+        self.database = database
+        self.cache_seconds = cache_seconds
+        self._known: dict[str, tuple[Principal, float]] = {}
+
+    async def principal(self, plain_key: str) -> Principal:
+        """Whom the key belongs to. Raises Unauthenticated."""
+        principal, until = self._known.get(plain_key, (None, 0.0))
+        if principal is None or time.monotonic() >= until:
+            principal = await run_in_threadpool(self._look_up, plain_key)
+        return principal
+
+    def _look_up(self, plain_key: str) -> Principal:
+        self._known.pop(plain_key, None)
+        with self.database.transaction(read_only=True) as session:
+            key = keys.find(session, plain_key)
+        principal = _valid(key)
+        self._touch(key)
+        self._known[plain_key] = principal, time.monotonic() + self.cache_seconds
+        return principal
+
+    def _touch(self, key: ApiKey | None) -> None:
+        assert key is not None
+        used = key.last_used_at
+        if used is None or (datetime.now(UTC) - used).total_seconds() > _TOUCH_SECONDS:
+            with self.database.transaction() as session:
+                keys.touch(session, key.id)
+
+
+def _valid(key: ApiKey | None) -> Principal:
+    if key is None:
+        raise Unauthenticated("There is no such API key.")
+    if key.revoked_at is not None:
+        raise Unauthenticated("This API key was revoked.")
+    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+        raise Unauthenticated("This API key has expired.")
+    scopes = frozenset().union(*(_IMPLIED[scope] for scope in key.scopes))
+    return Principal(key.id, key.project_id, scopes)
+
+
+class Door:
+    """Turns away every request without a valid key before a byte of its body is read."""
+
+    def __init__(self, app: ASGIApp, also_open: frozenset[str] = frozenset()) -> None:
+        self.app = app
+        self.open = OPEN | also_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._is_open(scope["path"]):
+            return await self.app(scope, receive, send)
+        try:
+            scope["state"]["principal"] = await _authenticate(scope)
+        except Unauthenticated as error:
+            answer = problem(scope, ANSWERS[Unauthenticated], str(error), headers=error.headers)
+            return await answer(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self.open or path.startswith(OPEN_FOLDER)
+
+
+async def _authenticate(scope: Scope) -> Principal:
+    scheme, _, plain_key = Headers(scope=scope).get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not plain_key.strip():
+        raise Unauthenticated("Send an API key: `Authorization: Bearer KEY`.")
+    known: Keys = scope["app"].state.keys
+    return await known.principal(plain_key.strip())
+
+
+# Only describes the key in the OpenAPI document; `Door` is what looks at it.
+_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key.")
+
+
+def _needing(scope: str) -> Callable[..., Principal]:
+    async def principal(request: Request, _: Annotated[object, Depends(_bearer)]) -> Principal:
+        found: Principal = request.state.principal
+        if scope not in found.scopes:
+            raise Forbidden(f"This needs a key with the scope {scope!r}: {SCOPES[scope]}.")
+        return found
+
+    return principal
+
+
+Admin = Annotated[Principal, Depends(_needing("admin"))]
+Train = Annotated[Principal, Depends(_needing("train"))]
+Predict = Annotated[Principal, Depends(_needing("predict"))]

@@ -1,0 +1,43 @@
+"""What the web side reads from its environment."""
+
+from pydantic import Field, SecretStr
+
+from store.settings import StoreSettings
+
+MIB = 2**20
+
+
+class ApiSettings(StoreSettings):
+    """Where the API listens, what it lets in, and how much of the machine it may use."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    docs: bool = Field(True, description="Serve /docs and /openapi.json.")
+    metrics_public: bool = Field(False, description="Serve /metrics without a key.")
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="The first admin key; one is made and shown if left out."
+    )
+    key_cache_seconds: float = Field(
+        3.0, ge=0, description="How long a revoked key may still be accepted."
+    )
+
+    body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, uploads excepted.")
+    upload_bytes: int = Field(2048 * MIB, ge=1, description="Largest upload of a data set.")
+    check_seconds: int = Field(
+        600, ge=1, description="Processor and wall-clock time one check of a data set may take."
+    )
+    check_bytes: int = Field(
+        8192 * MIB, ge=256 * MIB, description="Memory one check of a data set may take."
+    )
+    checks: int = Field(2, ge=1, description="Checks of data sets that run at the same time.")
+    cache_bytes: int = Field(
+        2048 * MIB, ge=1, description="Disk for data sets whose examples were looked at."
+    )
+
+    resident_bytes: int = Field(
+        2048 * MIB, ge=1, description="Memory for models that are ready to predict."
+    )
+    predict_queue: int = Field(
+        256, ge=1, description="Prediction requests that may wait per model; more get 503."
+    )
+    predict_device: str = Field("cpu", description="Device that predicts, such as cpu or cuda:0.")

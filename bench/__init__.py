@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks: each runs its limit or its peers in the same run, and quotes ratios."""

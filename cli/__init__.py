@@ -1,0 +1,1 @@
+"""`modelyard`: starts the parts of the service, and shows them at work."""

@@ -1,0 +1,90 @@
+"""The command `modelyard`: one word for each part of the service, and a demonstration of the whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Trains and fine-tunes PyTorch models over HTTP, and serves them.",
+)
+
+Data = Annotated[
+    Path, typer.Option("--data", help="Where the database, uploads and caches are kept.")
+]
+Port = Annotated[int, typer.Option("--port", min=1, max=65_535, help="Where to listen.")]
+Host = Annotated[str, typer.Option("--host", help="The address to listen on.")]
+DEFAULT_DATA = Path(".modelyard")
+
+
+@app.command()
+def up(data: Data = DEFAULT_DATA, port: Port = 8000, host: Host = "127.0.0.1") -> None:
+    """Run everything on this machine: migrations, API, and a worker."""
+    from cli.processes import serve
+
+    raise SystemExit(serve(data, host, port))
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit after the predictions.")] = False,
+    port: Port = 8000,
+    data: Data = DEFAULT_DATA / "demo",
+) -> None:
+    """Train on real data, watch, predict, transfer; then keep serving until Ctrl-C."""
+    from cli.demo import show
+
+    raise SystemExit(show(data, port, once=once))
+
+
+@app.command()
+def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the web side. Settings come from MODELYARD_... variables."""
+    import uvicorn
+
+    # Live event streams would otherwise hold the process up until their clients leave.
+    uvicorn.run("api.app:app", factory=True, host=host, port=port, timeout_graceful_shutdown=10)
+
+
+@app.command()
+def worker(
+    queues: Annotated[
+        str,
+        typer.Option("--queues", help="Comma-separated; empty: what this machine's devices are."),
+    ] = "",
+) -> None:
+    """Run a worker: one trainer per device. Settings come from MODELYARD_... variables."""
+    import os
+    import sys
+
+    if queues:
+        os.environ["MODELYARD_QUEUES"] = queues
+    # The module, not a function of it: trainers are forked from a process whose main module is light.
+    os.execv(sys.executable, [sys.executable, "-m", "worker"])
+
+
+@app.command()
+def reconciler() -> None:
+    """Run the loop that takes back the jobs of dead workers, by itself."""
+    import os
+    import sys
+
+    os.execv(sys.executable, [sys.executable, "-m", "worker.reconciler"])
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version's tables."""
+    from store.migrate import upgrade
+    from store.settings import StoreSettings
+
+    settings = StoreSettings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings.database)
+
+
+if __name__ == "__main__":
+    app()
