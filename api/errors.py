@@ -1,20 +1,22 @@
 """What goes wrong, as problem documents (RFC 9457): one table from exceptions to answers."""
 
-import difflib
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from api import faults
 from store.errors import Conflict, NotFound
 from tasks.parts.problems import Invalid, Problem
 
@@ -63,6 +65,7 @@ class Answer(NamedTuple):
 
 INVALID = Answer(422, "invalid", "The request or the data cannot be used as it is.")
 INTERNAL = Answer(500, "internal", "Something went wrong on our side.")
+UNAVAILABLE = Answer(503, "unavailable", "The service is not ready.")
 ANSWERS: dict[type[Exception], Answer] = {
     RequestValidationError: INVALID,
     Invalid: INVALID,
@@ -73,7 +76,16 @@ ANSWERS: dict[type[Exception], Answer] = {
     TooLarge: Answer(413, "too-large", "The request is too large."),
     UnsupportedMedia: Answer(415, "unsupported-media", "This content type is not read here."),
     Busy: Answer(503, "busy", "No room for this request now."),
+    DataError: INVALID,
+    OperationalError: UNAVAILABLE,
+    PoolExhausted: UNAVAILABLE,
 }
+_SAID: dict[type[Exception], str] = {
+    DataError: "A value in the request is none that the database can hold.",
+    OperationalError: "The database does not answer at the moment; please try again.",
+    PoolExhausted: "The database has no free connection at the moment; please try again.",
+}
+"""For exceptions whose own message would say too much."""
 
 
 class ProblemOut(BaseModel):
@@ -125,26 +137,33 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """A problem document as the answer to a request."""
+    request_id = scope.get("state", {}).get("request_id", "")
     body = {
         "type": f"urn:modelyard:problem:{answer.type}",
         "title": answer.title,
         "status": answer.status,
         "detail": detail,
-        "instance": scope.get("state", {}).get("request_id", ""),
-        "errors": [_shown(error) for error in errors[: Invalid.LIMIT]],
+        "instance": request_id,
+        "errors": [error._asdict() for error in errors],
     }
-    return JSONResponse(body, answer.status, headers, "application/problem+json")
+    sent = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", **(headers or {})}
+    return JSONResponse(body, answer.status, sent, "application/problem+json")
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
-    answer = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
-    errors: Sequence[Problem] = ()
+    kind = next(kind for kind in type(error).__mro__ if kind in ANSWERS)
+    answer, errors = ANSWERS[kind], [_shown(fault) for fault in _faults(request, error)]
+    if answer is UNAVAILABLE:
+        log.warning("request %s: %s", request.scope["path"], error)
+    detail = str(Invalid(*errors)) if errors else _SAID.get(kind, str(error))
+    headers = {"Retry-After": "1"} if answer is UNAVAILABLE else getattr(error, "headers", None)
+    return problem(request.scope, answer, detail, errors, headers)
+
+
+def _faults(request: Request, error: Exception) -> Sequence[Problem]:
     if isinstance(error, RequestValidationError):
-        errors = _of_request(request, error)
-    elif isinstance(error, Invalid):
-        errors = error.problems
-    detail = str(Invalid(*errors)) if errors else str(error)
-    return problem(request.scope, answer, detail, errors, getattr(error, "headers", None))
+        return Invalid(*faults.of_request(request, error)).problems
+    return error.problems if isinstance(error, Invalid) else ()
 
 
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:
@@ -174,157 +193,10 @@ def _methods(routes: Sequence[BaseRoute], scope: Scope) -> set[str]:
     }
 
 
-# Pydantic's errors in our words
-
-
-def from_pydantic(
-    error: ValidationError | RequestValidationError, body: Any, schema: "Schema", loc: tuple[str, ...] = ()
-) -> list[Problem]:
-    """The faults of a body, with the place as its sender wrote it and what `schema` allows there."""
-    return [_of_body(fault, body, schema, loc) for fault in error.errors()]
-
-
-class Schema(NamedTuple):
-    """A JSON schema and the document its references point into."""
-
-    node: Mapping[str, Any]
-    document: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: type[BaseModel]) -> "Schema":
-        whole = model.model_json_schema()
-        return cls(whole, whole)
-
-    def at(self, way: Sequence[str | int], value: Any) -> "Schema":
-        """The schema of the part of `value` that lies at the end of `way`."""
-        schema = self._choose(value)
-        for step in way:
-            node = schema.node
-            inner = node.get("items", {}) if isinstance(step, int) else _property(node, step)
-            value = value[step] if _holds(value, step) else None
-            schema = schema._replace(node=inner)._choose(value)
-        return schema
-
-    def options(self) -> list[str]:
-        """The names a union's discriminator knows."""
-        for branch in self._branches():
-            if "discriminator" in branch.node:
-                return sorted(branch.node["discriminator"]["mapping"])
-        return []
-
-    def fields(self) -> list[str]:
-        """The fields an object may have."""
-        return sorted(self.node.get("properties", {}))
-
-    def _branches(self) -> Iterator["Schema"]:
-        schema = self._resolved()
-        yield schema
-        for branch in schema.node.get("anyOf", ()):
-            yield from schema._replace(node=branch)._branches()
-
-    def _choose(self, value: Any) -> "Schema":
-        """The branch of a union that `value` means by its `name`; itself if it means none."""
-        for branch in self._branches():
-            mapping = branch.node.get("discriminator", {}).get("mapping", {})
-            name = value.get("name") if isinstance(value, dict) else None
-            if isinstance(name, str) and name in mapping:
-                return branch._replace(node={"$ref": mapping[name]})._resolved()
-            if isinstance(value, dict) and "properties" in branch.node:
-                return branch
-        return self._resolved()
-
-    def _resolved(self) -> "Schema":
-        node = self.node
-        while "$ref" in node:
-            target: Any = self.document
-            for step in node["$ref"].removeprefix("#/").split("/"):
-                target = target[step]
-            node = target
-        return self._replace(node=node)
-
-
-def _property(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    extra = node.get("additionalProperties")
-    found: Mapping[str, Any] = node.get("properties", {}).get(
-        name, extra if isinstance(extra, dict) else {}
-    )
-    return found
-
-
-def _holds(value: Any, step: str | int) -> bool:
-    if isinstance(value, list):
-        return isinstance(step, int) and step < len(value)
-    return isinstance(value, dict) and step in value
-
-
-def _of_request(request: Request, error: RequestValidationError) -> list[Problem]:
-    schema = _body_schema(request)
-    return [
-        _of_body(fault | {"loc": fault["loc"][1:]}, error.body, schema, ())
-        if fault["loc"][:1] == ("body",)
-        else _plain(fault, tuple(fault["loc"]))
-        for fault in error.errors()
-    ]
-
-
-def _body_schema(request: Request) -> Schema:
-    document = request.app.openapi()
-    path = getattr(request.scope.get("route"), "path_format", "")
-    operation = document["paths"].get(path, {}).get(request.method.lower(), {})
-    content = operation.get("requestBody", {}).get("content", {})
-    return Schema(next(iter(content.values()), {}).get("schema", {}), document)
-
-
-def _of_body(fault: Any, body: Any, schema: Schema, prefix: tuple[str, ...]) -> Problem:
-    way = _as_written(fault["loc"], body)
-    found = _plain(fault, (*prefix, *way))
-    match fault["type"]:
-        case "union_tag_not_found":
-            options = schema.at(way[:-1], body)._at_property(way, schema)
-            return found._replace(loc=(*found.loc, "name"), msg="is missing", allowed=options)
-        case "extra_forbidden" if way:
-            fields = schema.at(way[:-1], body).fields()
-            return found._replace(msg=_unknown_field(str(way[-1]), fields), allowed=fields or None)
-    return found
-
-
-def _as_written(loc: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    """A place in the body without the union tags that pydantic puts between the fields."""
-    way: list[str | int] = []
-    for step in loc:
-        if _holds(body, step):
-            body = body[step]  # type: ignore[index]
-        elif isinstance(body, dict) and step != body.get("name"):
-            body = None  # a field that is missing
-        else:
-            continue
-        way.append(step)
-    return tuple(way)
-
-
-def _plain(fault: Any, loc: tuple[str | int, ...]) -> Problem:
-    context = fault.get("ctx", {})
-    missing = fault["type"] == "missing"
-    allowed = re.findall(r"'([^']*)'", context.get("expected_tags", context.get("expected", "")))
-    limits = {name: context[name] for name in _LIMITS if name in context}
-    return Problem(loc, fault["msg"], None if missing else fault["input"], allowed or limits or None)
-
-
-_LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern", "multiple_of")
-
-
-def _unknown_field(name: str, fields: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, fields, 1)
-    return f"no such field; did you mean {close[0]!r}?" if close else "no such field"
-
-
-def _shown(error: Problem) -> dict[str, Any]:
-    return {
-        "loc": list(error.loc),
-        "msg": error.msg,
-        "found": shortened(error.found),
-        "allowed": jsonable(error.allowed),
-    }
+def _shown(fault: Problem) -> Problem:
+    """The problem in what JSON can say, and not at any length."""
+    loc = tuple(step if isinstance(step, int) else jsonable(step) for step in fault.loc)
+    return Problem(loc, jsonable(fault.msg), shortened(fault.found), jsonable(fault.allowed))
 
 
 def shortened(value: Any, limit: int = 200) -> Any:
@@ -337,16 +209,14 @@ def shortened(value: Any, limit: int = 200) -> Any:
 def jsonable(value: Any) -> Any:
     """A value as JSON can say it; what JSON cannot say, in Python's words."""
     match value:
-        case float() if value != value or value in (float("inf"), float("-inf")):
+        case float() if not math.isfinite(value):
             return str(value)
-        case bytes():
-            return repr(value[:100])
         case None | bool() | int() | float():
             return value
         case str():
             return value.encode("utf-8", "replace").decode()
-        case dict():
-            return {str(key): jsonable(item) for key, item in value.items()}
+        case Mapping():
+            return {jsonable(str(key)): jsonable(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [jsonable(item) for item in value]
-    return repr(value)
+    return repr(value)[:200]

@@ -24,7 +24,7 @@ class Case(NamedTuple):
     task: str
     metric: str
     baseline: float
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012 - never changed
     architectures: tuple[str | None, ...] = (None,)
     """None: whatever the service chooses."""
 

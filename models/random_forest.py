@@ -26,7 +26,7 @@ ROUND = 8
 """Questions asked before rows that have reached their leaf are put aside."""
 ROOM = 2**18
 """Numbers that answering may hold at once per table: small enough to stay in a CPU's cache."""
-JUDGED = 1024
+JUDGED = 512
 """Rows of the train split that the loss of a growing forest is taken over."""
 LEAST = 1e-7
 """Probability of a class no tree has seen; its logarithm must be finite."""

@@ -34,11 +34,10 @@ class Batcher:
         queue_size: int,
         on_batch: Callable[[int], None] = lambda inputs: None,
     ) -> None:
-        """Batches of at most `batch_size` inputs, or of one request that has more; `queue_size` inputs wait."""
+        """Batches hold at most `batch_size` inputs, or one request that has more; `queue_size` requests wait."""
         self._predict, self._executor, self._on_batch = predict, executor, on_batch
         self._batch_size, self._queue_size = batch_size, queue_size
         self._queue: deque[_Request] = deque()
-        self._waiting = 0
         self._running = False
 
     @property
@@ -47,24 +46,19 @@ class Batcher:
         return self._running
 
     async def predict(self, inputs: Sequence[Any]) -> list[Any]:
-        """Predictions for inputs that the codec has read. Raises Busy when too many wait already."""
-        if self._is_full(len(inputs)):
+        """Predictions for inputs that the codec has read. Raises Busy when too many requests wait already."""
+        if len(self._queue) >= self._queue_size:
             self._drop_cancelled()
-        if self._is_full(len(inputs)):
-            raise Busy("Too many inputs wait for this model already.")
+        if len(self._queue) >= self._queue_size:
+            raise Busy("Too many requests wait for this model already.")
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Request(inputs, answer))
-        self._waiting += len(inputs)
         if not self._running:
             self._start()
         return await answer
 
-    def _is_full(self, more: int) -> bool:
-        return self._waiting > 0 and self._waiting + more > self._queue_size
-
     def _drop_cancelled(self) -> None:
         self._queue = deque(request for request in self._queue if not request.answer.done())
-        self._waiting = sum(len(request.inputs) for request in self._queue)
 
     def _start(self) -> None:
         """Begin the next batch, if any request waits."""
@@ -82,7 +76,6 @@ class Batcher:
         size = 0
         while self._queue and (not batch or self._fits(batch[0], size, self._queue[0])):
             request = self._queue.popleft()
-            self._waiting -= len(request.inputs)
             if not request.answer.done():  # whoever asked may have gone
                 batch.append(request)
                 size += len(request.inputs)
@@ -96,7 +89,6 @@ class Batcher:
         if error is not None and len(batch) > 1:
             # Nobody is answered with the fault of a neighbour.
             self._queue.extendleft(request._replace(alone=True) for request in reversed(batch))
-            self._waiting += sum(len(request.inputs) for request in batch)
             self._start()
             return
         self._start()  # before the answers, so that the model computes while they are sent

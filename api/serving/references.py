@@ -7,6 +7,10 @@ from concurrent.futures import Executor
 from time import monotonic
 from typing import NamedTuple
 
+from sqlalchemy.orm import Session
+
+from store import jobs, models
+from store.errors import Conflict, NotFound
 from store.models import Resolved
 
 REFRESH_SECONDS = 0.4
@@ -14,6 +18,23 @@ REFRESH_SECONDS = 0.4
 STALE_SECONDS = 0.8
 """From this age on, it serves no more: a new version or alias shows within a second."""
 REMEMBERED = 4_096
+
+
+
+def find(session: Session, project_id: str, ref: str) -> Resolved:
+    """The checkpoint behind a ref. Raises NotFound, and Conflict for a job that has none."""
+    try:
+        return models.resolve(session, project_id, ref)
+    except NotFound:
+        if not ref.startswith("job_"):
+            raise
+        job = jobs.get(session, project_id, ref)
+        raise Conflict(
+            f"Job {ref} has no checkpoint to predict with; it is {jobs.shown_status(job)}."
+            if job.kind == "train"
+            else f"Job {ref} is an evaluation, which makes no model."
+        ) from None
+
 
 _Key = tuple[str, str]
 

@@ -1,0 +1,96 @@
+"""Pydantic's errors in our words: the place as its sender wrote it, and what is allowed there."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from api.allowed import Schema, holds
+from tasks.parts.problems import Invalid, Problem
+
+Way = tuple[str | int, ...]
+_LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern", "multiple_of")
+
+
+def of_request(request: Request, error: RequestValidationError) -> list[Problem]:
+    """What is wrong with a request's body, path, query and headers."""
+    schema = _body_schema(request)
+    return [
+        _of_body(fault, fault["loc"][1:], error.body, schema)
+        if fault["loc"][:1] == ("body",)
+        else _problem(fault, tuple(fault["loc"]))
+        for fault in error.errors()
+    ]
+
+
+def invalid(error: ValidationError, value: Any, model: type[BaseModel]) -> Invalid:
+    """What is wrong with a value that should have been a `model`."""
+    schema = Schema.of(model)
+    return Invalid(*(_of_body(fault, fault["loc"], value, schema) for fault in error.errors()))
+
+
+def _body_schema(request: Request) -> Schema:
+    document = request.app.openapi()
+    path = getattr(request.scope.get("route"), "path_format", "")
+    operation = document["paths"].get(path, {}).get(request.method.lower(), {})
+    content = operation.get("requestBody", {}).get("content", {})
+    return Schema(next(iter(content.values()), {}).get("schema", {}), document)
+
+
+def _of_body(fault: Any, loc: Sequence[str | int], body: Any, schema: Schema) -> Problem:
+    way = _as_written(loc, body)
+    problem = _problem(fault, way)
+    if fault["type"] == "union_tag_not_found":
+        options = schema.at(way, body).names()
+        return Problem((*way, "name"), "is missing", None, options or None)
+    if fault["type"] == "extra_forbidden":
+        fields = schema.at(way[:-1], body).fields(_inside(body, way[:-1]))
+        return Problem(way, _unknown_field(str(way[-1]), fields), fault["input"], fields or None)
+    return problem
+
+
+def _as_written(loc: Sequence[str | int], body: Any) -> Way:
+    """The place without the names of union options that pydantic puts between the fields."""
+    way: list[str | int] = []
+    for step in loc:
+        if holds(body, step):
+            body = body[step]
+        elif isinstance(body, dict) and step != body.get("name"):
+            body = None  # a field that is missing
+        else:
+            continue
+        way.append(step)
+    return tuple(way)
+
+
+def _inside(body: Any, way: Way) -> Any:
+    for step in way:
+        body = body[step] if holds(body, step) else None
+    return body
+
+
+def _problem(fault: Any, loc: Way) -> Problem:
+    context = fault.get("ctx", {})
+    found = None if fault["type"] in ("missing", "json_invalid") else fault["input"]
+    expected = context.get("expected_tags", context.get("expected", ""))
+    options = re.findall(r"'([^']*)'", expected) if isinstance(expected, str) else []
+    limits = {name: context[name] for name in _LIMITS if name in context}
+    return Problem(loc, _message(fault, context), found, options or limits or None)
+
+
+def _message(fault: Any, context: Any) -> str:
+    if fault["type"] == "union_tag_invalid":
+        return "no such option"
+    if fault["type"] == "json_invalid":
+        return f"not valid JSON: {context['error']}"
+    message: str = fault["msg"]
+    return message.removeprefix("Value error, ")
+
+
+def _unknown_field(name: str, fields: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, fields, 1)
+    return f"no such field; did you mean {close[0]!r}?" if close else "no such field"

@@ -1,0 +1,84 @@
+"""Serving: from a model's name to predictions, without SQL for models in use."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from api.serving import measures, references
+from api.serving.batcher import Batcher
+from api.serving.loading import Loader
+from api.serving.references import References
+from api.serving.resident import Residents, Served
+from api.settings import ApiSettings
+from store.models import Resolved
+from store.session import Database
+from store.tables import Checkpoint
+from tasks.trained import Trained
+
+BATCH_SIZE = 128
+"""Inputs per forward pass: beyond that throughput gains little, and everybody in the batch waits."""
+
+
+class Serving:
+    """Everything between a route and the models. Lives on the event loop; work happens in threads."""
+
+    def __init__(self, database: Database, settings: ApiSettings) -> None:
+        folder = settings.data_dir / "cache" / "weights"
+        loader = Loader(database, folder, settings.resident_bytes, settings.predict_device)
+        cores = os.cpu_count() or 1
+        self._database, self._queue_size = database, settings.predict_queue
+        self._look_ups = ThreadPoolExecutor(2, "look-up")
+        self._loads = ThreadPoolExecutor(2, "load")
+        self._reads = ThreadPoolExecutor(cores, "read")
+        self._forwards = ThreadPoolExecutor(max(2, cores), "forward")
+        self._references = References(self._look_up, self._look_ups)
+        self.residents = Residents(
+            settings.resident_bytes,
+            self._loads,
+            measure=loader.measure,
+            load=loader.load,
+            serve=self._serve,
+        )
+        measures.RESIDENT_BYTES.set_function(lambda: self.residents.bytes)
+        measures.RESIDENT_MODELS.set_function(lambda: len(self.residents))
+
+    async def resolve(self, project_id: str, ref: str) -> Resolved:
+        """The checkpoint that a ref means; raises NotFound and Conflict like `references.find`."""
+        return await self._references.resolve(project_id, ref)
+
+    async def model(self, checkpoint: Checkpoint) -> Served:
+        """The model in memory, loaded if need be. Raises NotFound."""
+        return await self.residents.get(checkpoint)
+
+    async def read(self, model: Served, values: Sequence[Any], *, large: bool) -> list[Any]:
+        """A request's inputs as the codec reads them; `large` ones off the event loop. Raises Invalid."""
+        read = model.trained.codec.read_inputs
+        if not large:
+            return read(values)
+        return await asyncio.get_running_loop().run_in_executor(self._reads, read, values)
+
+    def drop(self, checkpoint_ids: Sequence[str]) -> None:
+        """Free what was deleted."""
+        self._references.forget()
+        self.residents.drop(checkpoint_ids)
+
+    def close(self) -> None:
+        """End the threads; whoever still waits for them gets a cancellation."""
+        for pool in (self._look_ups, self._loads, self._reads, self._forwards):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _look_up(self, project_id: str, ref: str) -> Resolved:
+        with self._database.transaction(read_only=True) as session:
+            return references.find(session, project_id, ref)
+
+    def _serve(self, trained: Trained) -> Batcher:
+        return Batcher(
+            partial(trained.predict, batch_size=BATCH_SIZE),
+            self._forwards,
+            batch_size=BATCH_SIZE,
+            queue_size=self._queue_size,
+            on_batch=measures.of_batches(trained.task.name).observe,
+        )

@@ -1,0 +1,120 @@
+"""Toy data and learners for every family of architectures, and a training without a service around it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.base import (
+    SENTENCE_END,
+    Architecture,
+    Backbone,
+    Batch,
+    ImageBackbone,
+    Learner,
+    Supervised,
+    TableLearner,
+    Target,
+    TextEncoder,
+)
+from models.parts.optimizers import AdamW
+from models.parts.schedules import Constant
+from models.parts.training import Training, Transfer
+
+FAMILIES: tuple[type[Architecture], ...] = (TableLearner, ImageBackbone, TextEncoder)
+CARDINALITIES = [3, 5]
+VOCABULARY, MAX_LENGTH = 20, 32
+IMAGE = (3, 12, 10)
+
+
+def shipped() -> list[type[Architecture]]:
+    """The architectures that lie in the folder, not those a test makes up."""
+    ours = [a for a in Architecture.options() if a is not Architecture]
+    return [a for a in ours if a.__module__.startswith("models.")]
+
+
+def family(architecture: Architecture) -> type[Architecture]:
+    return next(family for family in FAMILIES if isinstance(architecture, family))
+
+
+def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learner:
+    """A fresh learner of toy classes."""
+    torch.manual_seed(seed)
+    criterion = nn.CrossEntropyLoss()
+    if isinstance(architecture, TableLearner):
+        return architecture.build(4, CARDINALITIES, Target("classes", classes, criterion))
+    if isinstance(architecture, ImageBackbone):
+        images = architecture.build(IMAGE[0], IMAGE[1:])
+        return Supervised(images, pooled_head(images, classes), criterion)
+    assert isinstance(architecture, TextEncoder)
+    texts = architecture.build(VOCABULARY, MAX_LENGTH)
+    return Supervised(texts, nn.Linear(texts.width, classes), criterion)
+
+
+def pooled_head(backbone: Backbone, classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(backbone.width, classes))
+
+
+def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batch:
+    """Inputs of the architecture's family, and classes that follow from them by a simple rule."""
+    random = torch.Generator().manual_seed(seed)
+    makers = {TableLearner: rows, ImageBackbone: images, TextEncoder: texts}
+    return makers[family(architecture)](count, random)
+
+
+def rows(count: int, random: torch.Generator) -> Batch:
+    """The class is the sign of a sum to which a category adds or takes."""
+    numbers = torch.randn(count, 4, generator=random)
+    categories = torch.stack(
+        [torch.randint(size, (count,), generator=random) for size in CARDINALITIES], 1
+    )
+    classes = (numbers[:, 0] - numbers[:, 1] + 2.0 * (categories[:, 0] == 1) > 0.5).long()
+    return Batch((numbers, categories), (classes,))
+
+
+def images(count: int, random: torch.Generator) -> Batch:
+    """The class is the half that is brighter."""
+    classes = torch.randint(2, (count,), generator=random)
+    pictures = torch.randn(count, *IMAGE, generator=random)
+    half = IMAGE[1] // 2
+    pictures[classes == 0, :, :half] += 2
+    pictures[classes == 1, :, half:] -= 2
+    return Batch((pictures,), (classes,))
+
+
+def texts(count: int, random: torch.Generator) -> Batch:
+    """The class is told by a token that occurs somewhere; sentence ends occur here and there."""
+    classes = torch.randint(2, (count,), generator=random)
+    lengths = torch.randint(1, 13, (count,), generator=random)
+    tokens = torch.randint(5, VOCABULARY, (count, 12), generator=random)
+    tokens[torch.rand(count, 12, generator=random) < 0.2] = SENTENCE_END
+    places = (torch.rand(count, generator=random) * lengths).long()
+    tokens[torch.arange(count), places] = 3 + classes
+    tokens[torch.arange(12) >= lengths[:, None]] = 0
+    return Batch((tokens, lengths), (classes,))
+
+
+def plan(architecture: Architecture, count: int = 64, seed: int = 0) -> Training:
+    """The architecture's own optimizer at a constant rate."""
+    chosen = {"optimizer": AdamW(), **architecture.defaults(count), "schedule": Constant()}
+    return Training(seed=seed).resolve(**chosen)
+
+
+def train(
+    learner: Learner,
+    training: Training,
+    data: Batch,
+    steps: int,
+    transfer: Transfer | None = None,
+) -> list[float]:
+    """The losses of `steps` steps, each on all examples."""
+    torch.manual_seed(training.seed)
+    learner.start(training, transfer, steps)
+    learner.enter_epoch(0)
+    return [learner.train_step(data, step).item() for step in range(steps)]
+
+
+def outputs(learner: Learner, inputs: Sequence[Tensor]) -> Tensor:
+    learner.eval()
+    with torch.inference_mode():
+        return learner.predict(*inputs)
