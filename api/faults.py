@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from api.allowed import Schema, holds
 from tasks.parts.problems import Invalid, Problem
 
+Model = TypeVar("Model", bound=BaseModel)
 Way = tuple[str | int, ...]
 _LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern", "multiple_of")
 
@@ -27,10 +28,13 @@ def of_request(request: Request, error: RequestValidationError) -> list[Problem]
     ]
 
 
-def invalid(error: ValidationError, value: Any, model: type[BaseModel]) -> Invalid:
-    """What is wrong with a value that should have been a `model`."""
-    schema = Schema.of(model)
-    return Invalid(*(_of_body(fault, fault["loc"], value, schema) for fault in error.errors()))
+def read(model: type[Model], value: Any, place: Way = ()) -> Model:
+    """A value as a `model`. Raises Invalid, saying what is wrong and where in `place`."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = [_of_body(fault, fault["loc"], value, Schema.of(model)) for fault in error.errors()]
+        raise Invalid(*(fault._replace(loc=(*place, *fault.loc)) for fault in faults)) from None
 
 
 def _body_schema(request: Request) -> Schema:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.base import Backbone, TableBackbone
+from models.base import Backbone, Learner, NotTransferable, Supervised, TableBackbone, Target
 from models.parts.optimizers import AdamW
 from models.parts.rows import matrix
 
@@ -18,8 +18,22 @@ class Linear(TableBackbone):
     def backbone(self, numeric: int, cardinalities: Sequence[int]) -> Backbone:
         return Columns(numeric, cardinalities)
 
+    def build(self, numeric: int, cardinalities: Sequence[int], target: Target) -> Learner:
+        backbone = self.backbone(numeric, cardinalities)
+        head = nn.Linear(backbone.width, target.width)
+        return LinearModel(backbone, head, target.criterion)
+
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=1e-2)}
+        return {"optimizer": AdamW(learning_rate=2e-2)}
+
+
+class LinearModel(Supervised):
+    """All that it learns is its head."""
+
+    def take_over(self, base: Learner, *, head: bool) -> None:
+        if not head:
+            raise NotTransferable("a linear model has only its outputs to take over, which differ")
+        super().take_over(base, head=head)
 
 
 class Columns(Backbone):

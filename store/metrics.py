@@ -51,7 +51,7 @@ def truncate(session: Session, job_id: str, after_step: int) -> None:
 
 def _names(session: Session, job_id: str) -> list[str]:
     if dialect(session) == "postgresql":
-        keys = func.jsonb_object_keys(Metric.values).table_valued("key")
+        keys = func.jsonb_object_keys(Metric.values).table_valued("key").render_derived()
     else:
         keys = func.json_each(Metric.values).table_valued("key")
     query = select(keys.c.key).select_from(Metric).join(keys, Metric.job_id == job_id)

@@ -74,7 +74,9 @@ def connect(url: str) -> Database:
 def now(session: Session) -> datetime:
     """The time by the database's clock, the only one that leases and waits are compared with."""
     clock = literal_column(_CLOCKS[session.get_bind().dialect.name], Moment())
-    return session.execute(select(clock)).scalar_one()
+    # A row half changed is not to be written because the time is asked for.
+    with session.no_autoflush:
+        return session.execute(select(clock)).scalar_one()
 
 
 def _read_only(dialect: str) -> dict[str, Any]:

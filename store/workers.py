@@ -43,7 +43,7 @@ def free_slots(
 ) -> int:
     """How many more jobs the workers alive can take, of `queue` or of any."""
     running = select(Job.worker_id, func.count()).where(Job.status == "running")
-    taken = dict(session.execute(running.group_by(Job.worker_id)).tuples().all())
+    taken = dict(iter(session.execute(running.group_by(Job.worker_id))))
     serving = [w for w in open_for(session, queue, seen_within) if w.status != "draining"]
     return sum(max(0, worker.slots - taken.get(worker.id, 0)) for worker in serving)
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import pydantic_core
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from api import faults
 from api.auth import Predict
-from api.errors import Forbidden, Schema, TooLarge, UnsupportedMedia, documented, from_pydantic
+from api.errors import Forbidden, UnsupportedMedia, documented
 from api.serving import measures
 from api.serving.engine import Serving
-from api.serving.resident import Served
 from tasks.base import Task
 from tasks.parts.problems import Invalid, Problem
 
@@ -126,7 +126,7 @@ async def _answer(request: Request) -> Response:
     model = await serving.model(found.checkpoint)
     task = model.trained.task
     is_raw = _is_raw(request, task)
-    body = await _body(request)
+    body = await request.body()
     sent = PredictIn.model_construct(inputs=[body], parameters=None) if is_raw else _sent(body)
     top_k = _top_k(task, sent.parameters or {})
     large = _media(task.input_type) is not None or len(body) >= LARGE_BYTES
@@ -162,34 +162,13 @@ def _media(input_type: type[BaseModel]) -> str | None:
     return next((f["contentMediaType"] for f in fields if "contentMediaType" in f), None)
 
 
-async def _body(request: Request) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is known to be."""
-    limit = request.app.state.settings.body_bytes
-    size = int(request.headers.get("Content-Length", 0))
-    parts: list[bytes] = []
-    async for part in request.stream():
-        parts.append(part)
-        size = max(size, sum(map(len, parts)))
-        if size > limit:
-            break
-    if size > limit:
-        raise TooLarge(f"A request body may have {limit:,} bytes.")
-    return b"".join(parts)
-
-
-_SCHEMA = Schema.of(PredictIn)
-
-
 def _sent(body: bytes) -> PredictIn:
     """The request in a JSON body. Raises Invalid."""
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Invalid(Problem((), f"not JSON: {error}", body[:40], '{"inputs": [...]}')) from None
-    try:
-        return PredictIn.model_validate(value)
-    except ValidationError as error:
-        raise Invalid(*from_pydantic(error, value, _SCHEMA)) from None
+    return faults.read(PredictIn, value)
 
 
 # Parameters

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from api.cache import Cache
 from api.serving import measures, references
 from api.serving.batcher import Batcher
 from api.serving.loading import Loader
@@ -26,8 +27,8 @@ class Serving:
     """Everything between a route and the models. Lives on the event loop; work happens in threads."""
 
     def __init__(self, database: Database, settings: ApiSettings) -> None:
-        folder = settings.data_dir / "cache" / "weights"
-        loader = Loader(database, folder, settings.resident_bytes, settings.predict_device)
+        cache = Cache(database, settings.data_dir / "cache" / "weights", settings.resident_bytes)
+        loader = Loader(database, cache, settings.predict_device)
         cores = os.cpu_count() or 1
         self._database, self._queue_size = database, settings.predict_queue
         self._look_ups = ThreadPoolExecutor(2, "look-up")
@@ -60,8 +61,8 @@ class Serving:
             return read(values)
         return await asyncio.get_running_loop().run_in_executor(self._reads, read, values)
 
-    def drop(self, checkpoint_ids: Sequence[str]) -> None:
-        """Free what was deleted."""
+    async def forget(self, checkpoint_ids: Sequence[str] = ()) -> None:
+        """Look names up again, as they have changed, and free the models of deleted checkpoints."""
         self._references.forget()
         self.residents.drop(checkpoint_ids)
 

@@ -20,7 +20,6 @@ STALE_SECONDS = 0.8
 REMEMBERED = 4_096
 
 
-
 def find(session: Session, project_id: str, ref: str) -> Resolved:
     """The checkpoint behind a ref. Raises NotFound, and Conflict for a job that has none."""
     try:
@@ -66,8 +65,9 @@ class References:
         return known.found if age < STALE_SECONDS else await asyncio.shield(refresh)
 
     def forget(self) -> None:
-        """Look everything up again."""
+        """Look everything up again, look-ups under way included."""
         self._known.clear()
+        self._looking.clear()
 
     def _refresh(self, key: _Key) -> asyncio.Task[Resolved]:
         if key not in self._looking:
@@ -78,16 +78,22 @@ class References:
         return self._looking[key]
 
     async def _ask(self, key: _Key) -> Resolved:
-        loop, asked = asyncio.get_running_loop(), monotonic()
+        asked, loop = monotonic(), asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._executor, self._look_up, *key)
         except BaseException:
-            self._known.pop(key, None)
+            self._end(key, None)
             raise
-        finally:
-            del self._looking[key]
-        self._known[key] = _Known(found, asked)
-        self._known.move_to_end(key)
+        self._end(key, _Known(found, asked))
+        return found
+
+    def _end(self, key: _Key, known: _Known | None) -> None:
+        """Remember what the current look-up found, unless it was begun before `forget`."""
+        if self._looking.get(key) is not asyncio.current_task():
+            return
+        del self._looking[key]
+        self._known.pop(key, None)
+        if known is not None:
+            self._known[key] = known
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
-        return found

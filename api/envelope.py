@@ -1,0 +1,80 @@
+"""What surrounds every request: its id, its measured time, safe headers, and a bound on its bytes."""
+
+import re
+import time
+from collections.abc import Mapping
+from uuid import uuid4
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import REQUEST_SECONDS
+
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+
+
+class Envelope:
+    """Gives every request an id, and every answer that id and safe headers; measures the time between."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, start = 500, time.perf_counter()
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        finally:
+            # Only templates of paths: the label must not grow with the ids that are asked for.
+            route = getattr(scope.get("route"), "path_format", "none")
+            seconds = time.perf_counter() - start
+            REQUEST_SECONDS.labels(scope["method"], route, str(status)).observe(seconds)
+
+
+def _request_id(scope: Scope) -> str:
+    """The sender's own id if it is a decent one."""
+    given = Headers(scope=scope).get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+class Bound:
+    """Refuses a body above `limit` bytes, or above the limit of its path; said or sent, whichever is first."""
+
+    def __init__(self, app: ASGIApp, limit: int, paths: Mapping[str, int]) -> None:
+        self.app, self.limit, self.paths = app, limit, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        limit = self.paths.get(scope["path"], self.limit)
+        said, sent = Headers(scope=scope).get("Content-Length", ""), 0
+
+        async def receive_within() -> Message:
+            nonlocal sent
+            _refuse(int(said) if said.isdecimal() else 0, limit)
+            message = await receive()
+            sent += len(message.get("body", b""))
+            _refuse(sent, limit)
+            return message
+
+        await self.app(scope, receive_within, send)
+
+
+def _refuse(size: int, limit: int) -> None:
+    if size > limit:
+        raise HTTPException(413, f"The body is larger than the {limit} bytes that are let in here.")

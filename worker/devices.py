@@ -1,0 +1,98 @@
+"""The devices of this machine, known without loading torch."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pynvml
+
+CPU = "cpu"
+_MEMORY = Path("/proc/meminfo")
+
+
+class Device(NamedTuple):
+    """A place for one trainer."""
+
+    name: str
+    """As torch calls it: "cpu", "cuda:0"."""
+    model: str
+    memory_bytes: int
+
+
+def find(asked: str, slots: int) -> list[Device]:
+    """One device for each job that can run at a time: the CPU as often as it has slots, or GPUs.
+
+    Raises LookupError for a GPU that is not there.
+    """
+    names = asked.split(",") if asked != "auto" else _gpus() or [CPU]
+    return [_device(name) for name in names for _ in range(slots if name == CPU else 1)]
+
+
+def memory_free(device: Device) -> int | None:
+    """Bytes that nobody uses, where the machine tells."""
+    try:
+        if device.name != CPU:
+            with _gpu(device.name) as handle:
+                return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        lines = _MEMORY.read_text().splitlines()
+    except (pynvml.NVMLError, OSError):
+        return None
+    return next((int(s.split()[1]) << 10 for s in lines if s.startswith("MemAvailable:")), None)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _device(name: str) -> Device:
+    if name == CPU:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Device(CPU, platform.processor() or platform.machine(), memory)
+    try:
+        with _gpu(name) as handle:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle).total
+            return Device(name, pynvml.nvmlDeviceGetName(handle), int(memory))
+    except (pynvml.NVMLError, IndexError) as error:
+        raise LookupError(f"there is no device {name}: {error}") from error
+
+
+def _gpus() -> list[str]:
+    try:
+        with _nvml():
+            visible = _visible()
+            count = pynvml.nvmlDeviceGetCount() if visible is None else len(visible)
+    except pynvml.NVMLError:
+        return []
+    return [f"cuda:{place}" for place in range(count)]
+
+
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process, by number or UUID; None: all."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else [name for name in names.split(",") if name not in ("", "-1")]
+
+
+@contextmanager
+def _gpu(name: str) -> Iterator[Any]:
+    """NVML's handle of the GPU that torch calls `name`; NVML knows nothing of CUDA_VISIBLE_DEVICES."""
+    place, visible = int(name.removeprefix("cuda:")), _visible()
+    number = str(place) if visible is None else visible[place]
+    with _nvml():
+        if number.isdigit():
+            yield pynvml.nvmlDeviceGetHandleByIndex(int(number))
+        else:
+            yield pynvml.nvmlDeviceGetHandleByUUID(number)
+
+
+@contextmanager
+def _nvml() -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
