@@ -1,7 +1,7 @@
 """Who is asking: API keys, what each may do, and the door that lets nobody in without one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Set
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
@@ -53,20 +53,26 @@ class Keys:
         """Whom the key belongs to. Raises Unauthenticated."""
         principal, until = self._known.get(plain_key, (None, 0.0))
         if principal is None or time.monotonic() >= until:
-            principal = await run_in_threadpool(self._look_up, plain_key)
+            return await run_in_threadpool(self._look_up, plain_key)
         return principal
+
+    def forget(self, key_id: str) -> None:
+        """Look this key up again the next time it comes."""
+        for plain_key, (principal, _) in list(self._known.items()):
+            if principal.key_id == key_id:
+                self._known.pop(plain_key, None)
 
     def _look_up(self, plain_key: str) -> Principal:
         self._known.pop(plain_key, None)
         with self.database.transaction(read_only=True) as session:
             key = keys.find(session, plain_key)
         principal = _valid(key)
+        assert key is not None
         self._touch(key)
         self._known[plain_key] = principal, time.monotonic() + self.cache_seconds
         return principal
 
-    def _touch(self, key: ApiKey | None) -> None:
-        assert key is not None
+    def _touch(self, key: ApiKey) -> None:
         used = key.last_used_at
         if used is None or (datetime.now(UTC) - used).total_seconds() > _TOUCH_SECONDS:
             with self.database.transaction() as session:
@@ -87,12 +93,11 @@ def _valid(key: ApiKey | None) -> Principal:
 class Door:
     """Turns away every request without a valid key before a byte of its body is read."""
 
-    def __init__(self, app: ASGIApp, also_open: frozenset[str] = frozenset()) -> None:
-        self.app = app
-        self.open = OPEN | also_open
+    def __init__(self, app: ASGIApp, also_open: Set[str] = frozenset()) -> None:
+        self.app, self.open = app, OPEN | also_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_open(scope["path"]):
+        if scope["type"] != "http" or self._is_open(scope["path"]):
             return await self.app(scope, receive, send)
         try:
             scope["state"]["principal"] = await _authenticate(scope)
@@ -113,16 +118,21 @@ async def _authenticate(scope: Scope) -> Principal:
     return await known.principal(plain_key.strip())
 
 
+def demand(request: Request, scope: str) -> Principal:
+    """Whoever is asking. Raises Forbidden without the scope."""
+    found: Principal = request.state.principal
+    if scope not in found.scopes:
+        raise Forbidden(f"This needs a key with the scope {scope!r}: {SCOPES[scope]}.")
+    return found
+
+
 # Only describes the key in the OpenAPI document; `Door` is what looks at it.
 _bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key.")
 
 
-def _needing(scope: str) -> Callable[..., Principal]:
+def _needing(scope: str) -> Callable[..., Awaitable[Principal]]:
     async def principal(request: Request, _: Annotated[object, Depends(_bearer)]) -> Principal:
-        found: Principal = request.state.principal
-        if scope not in found.scopes:
-            raise Forbidden(f"This needs a key with the scope {scope!r}: {SCOPES[scope]}.")
-        return found
+        return demand(request, scope)
 
     return principal
 

@@ -7,6 +7,7 @@ import os
 import resource
 import traceback
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -43,7 +44,8 @@ class Checker:
         self._seconds, self._bytes = settings.check_seconds, settings.check_bytes
         self._room = BoundedSemaphore(settings.checks)
         # Imports once what every check needs; each check then starts as a fork of that process.
-        _CONTEXT.set_forkserver_preload([__name__])
+        _CONTEXT.set_forkserver_preload(["__main__", __name__])
+        forkserver.ensure_running()
 
     def check(
         self, task: str, uploads: Mapping[str, Upload], options: DatasetOptions, folder: Path

@@ -22,7 +22,8 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status, start = 500, time.perf_counter()
@@ -60,7 +61,8 @@ class Bound:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         limit = self.paths.get(scope["path"], self.limit)
         said, sent = Headers(scope=scope).get("Content-Length", ""), 0
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from starlette.exceptions import HTTPException
@@ -99,6 +99,28 @@ class ProblemOut(BaseModel):
 
 class ErrorOut(BaseModel):
     """A problem document (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:modelyard:problem:invalid",
+                    "title": "The request or the data cannot be used as it is.",
+                    "status": 422,
+                    "detail": "training.epoch: no such field; did you mean 'epochs'?, found 3",
+                    "instance": "7839f565916a49dfac95dfda55a115bc",
+                    "errors": [
+                        {
+                            "loc": ["training", "epoch"],
+                            "msg": "no such field; did you mean 'epochs'?",
+                            "found": 3,
+                            "allowed": ["batch_size", "epochs", "optimizer", "seed"],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     type: str = Field(description="The kind of problem, stable across versions.")
     title: str = Field(description="The kind of problem in words.")

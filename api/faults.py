@@ -33,7 +33,9 @@ def read(model: type[Model], value: Any, place: Way = ()) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = [_of_body(fault, fault["loc"], value, Schema.of(model)) for fault in error.errors()]
+        faults = [
+            _of_body(fault, fault["loc"], value, Schema.of(model)) for fault in error.errors()
+        ]
         raise Invalid(*(fault._replace(loc=(*place, *fault.loc)) for fault in faults)) from None
 
 
@@ -41,16 +43,18 @@ def _body_schema(request: Request) -> Schema:
     document = request.app.openapi()
     path = getattr(request.scope.get("route"), "path_format", "")
     operation = document["paths"].get(path, {}).get(request.method.lower(), {})
-    content = operation.get("requestBody", {}).get("content", {})
-    return Schema(next(iter(content.values()), {}).get("schema", {}), document)
+    content = operation.get("requestBody", {}).get("content", {}).values()
+    return Schema(next((media["schema"] for media in content), {}), document)
 
 
 def _of_body(fault: Any, loc: Sequence[str | int], body: Any, schema: Schema) -> Problem:
     way = _as_written(loc, body)
-    problem = _problem(fault, way)
+    problem = _problem(fault, way or ("body",))
     if fault["type"] == "union_tag_not_found":
         options = schema.at(way, body).names()
         return Problem((*way, "name"), "is missing", None, options or None)
+    if fault["type"] == "union_tag_invalid":
+        return problem._replace(loc=(*way, "name"), found=fault["ctx"]["tag"])
     if fault["type"] == "extra_forbidden":
         fields = schema.at(way[:-1], body).fields(_inside(body, way[:-1]))
         return Problem(way, _unknown_field(str(way[-1]), fields), fault["input"], fields or None)

@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import PADDING, Backbone, TextEncoder
+from models.base import Backbone, TextEncoder
+from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import MeanPooling
 
@@ -29,7 +30,7 @@ class MeanEmbedding(Backbone):
 
     def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width, PADDING)
+        self.embedding = token_embedding(vocabulary, width)
         self.pool = MeanPooling()
         self.dropout = nn.Dropout(dropout)
         self.width = width

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import PADDING, SENTENCE_END, Backbone, TextEncoder
+from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import AttentionPooling, inside
 from models.parts.recurrent import Recurrent
@@ -83,7 +84,7 @@ class WordsAndSentences(Backbone):
 
     def __init__(self, vocabulary: int, embedding: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding, PADDING)
+        self.embedding = token_embedding(vocabulary, embedding)
         self.words = Level(embedding, width)
         self.sentences = Level(width, width)
         self.dropout = nn.Dropout(dropout)

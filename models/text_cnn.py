@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import PADDING, TokenBackbone, TokenEncoder
+from models.base import TokenBackbone, TokenEncoder
+from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import MaxPooling
 
@@ -37,7 +38,7 @@ class Windows(TokenBackbone):
 
     def __init__(self, vocabulary: int, options: TextCNN) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, options.embedding, PADDING)
+        self.embedding = token_embedding(vocabulary, options.embedding)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(options.embedding, options.filters, kernel) for kernel in options.kernels
         )

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.base import PADDING, TokenBackbone, TokenEncoder
+from models.base import TokenBackbone, TokenEncoder
+from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, inside, pooling
 from models.parts.schedules import Cosine
@@ -51,7 +52,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, vocabulary: int, max_length: int, options: Transformer) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, options.width, PADDING)
+        self.tokens = token_embedding(vocabulary, options.width)
         self.places: Tensor
         if options.positions == "learned":
             places = 0.02 * torch.randn(max_length, options.width)

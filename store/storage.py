@@ -21,9 +21,13 @@ class Usage(TypedDict):
 
 def usage(session: Session, project_id: str | None = None) -> Usage:
     """What one project uses, or all with what nobody refers to any more."""
-    datasets, states, everything = _of_datasets(project_id), _of_checkpoints(project_id), select(Blob)
+    datasets, states, everything = (
+        _of_datasets(project_id),
+        _of_checkpoints(project_id),
+        select(Blob),
+    )
     orphans = everything.where(Blob.id.not_in(blobs.references()))
-    used = everything.where(Blob.id.in_(union(datasets, states)))
+    used = everything.where(Blob.id.in_(datasets) | Blob.id.in_(states))
     count, total = _sum(session, everything if project_id is None else used)
     return Usage(
         dataset_bytes=_sum(session, everything.where(Blob.id.in_(datasets)))[1],

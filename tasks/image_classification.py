@@ -247,8 +247,7 @@ class ImageClassification(Task):
     ) -> ImageCodec:
         labels, counts = count_labels(train["label"])
         if base is not None:
-            # The backbone relies on all of the base's codec but its labels.
-            return ImageCodec(**{**dict(base), "labels": labels, "counts": counts})
+            return _relabelled(base, labels, counts)
         side, channels = self.image_size, self.channels
         mean, std = _pixel_moments(train["image"], side, channels)
         return ImageCodec(
@@ -270,6 +269,14 @@ class ImageClassification(Task):
         self, predictions: Sequence[LabelPrediction], examples: pl.DataFrame
     ) -> dict[str, Any]:
         return evaluate_labels(predictions, examples["label"].to_list())
+
+
+def _relabelled(base: Any, labels: list[str], counts: list[int]) -> ImageCodec:
+    """The base's codec, all of which its backbone relies on, with other labels. Raises Invalid."""
+    if not isinstance(base, ImageCodec):
+        allowed = "a model of image-classification"
+        raise Invalid(Problem(("base",), "does not read images as this task does", None, allowed))
+    return base.model_copy(update={"labels": labels, "counts": counts})
 
 
 def _refuse_foreign(options: DatasetOptions) -> None:

@@ -10,7 +10,7 @@ from celery import Celery
 
 from worker.settings import WorkerSettings
 
-_TIMEOUT_SECONDS = 1
+_TIMEOUT_SECONDS = 5
 WAKE_EXPIRES_SECONDS = 30
 
 app = Celery("worker", set_as_current=False)
@@ -18,7 +18,7 @@ bells: list[Event] = []
 """One for each supervisor of this process, which waits for it."""
 
 
-@app.task(name="wake")
+@app.task(name="wake")  # type: ignore[untyped-decorator]
 def wake() -> None:
     """Have every supervisor of this process look for a job."""
     ring()

@@ -118,8 +118,8 @@ def fit(
         points = _read(points)
         mean_loss = _finite(total.item() / max(1, len(batches)), step)
         metrics = {
-            "train": {**_score(trained, sample), "loss": mean_loss},
-            "validation": _score(trained, validation),
+            "train": {**score(trained, sample), "loss": mean_loss},
+            "validation": score(trained, validation),
         }
         value = metrics["validation"][task.objective.metric]
         patience = training.early_stopping
@@ -185,7 +185,8 @@ def part(split: Split, index: Tensor) -> Split:
     return Split(split.columns.select(index), split.examples[index.tolist()])
 
 
-def _score(trained: Trained, split: Split) -> Metrics:
+def score(trained: Trained, split: Split) -> Metrics:
+    """Every metric of the task, of what the model predicts for a split."""
     predictions = list(trained.predictions(split.columns))
     return trained.task.score(predictions, split.examples)
 

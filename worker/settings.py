@@ -23,7 +23,9 @@ class WorkerSettings(StoreSettings):
     slots: int = Field(1, ge=1, le=256, description="Jobs at a time on the CPU; a GPU runs one.")
     threads: int = Field(0, ge=0, description="Threads of a trainer; 0 shares the cores evenly.")
     memory_bytes: int = Field(0, ge=0, description="Memory of a trainer on the CPU; 0: no limit.")
-    training_cache_bytes: int = Field(20 << 30, ge=0, description="Disk for encoded data sets and weights.")
+    training_cache_bytes: int = Field(
+        20 << 30, ge=0, description="Disk for encoded data sets and weights."
+    )
     lease_seconds: float | None = Field(
         None, gt=0, description="How soon a silent worker loses its job; 30, or 15 on SQLite."
     )
@@ -84,6 +86,7 @@ class WorkerSettings(StoreSettings):
     @property
     def _on_one_machine(self) -> bool:
         return self.database.startswith("sqlite")
+
 
 def read_settings() -> WorkerSettings:
     """The settings of this process. Raises SystemExit(2), the wrong ones named on stderr."""

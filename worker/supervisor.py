@@ -3,24 +3,19 @@
 import logging
 import os
 import random
-import signal
 import socket
 import time
-from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.context import ForkServerProcess
 from threading import Event, Thread
 
 from store import ids, jobs, workers
 from store.errors import Fenced
 from store.session import Database
 from store.tables import Job
-from worker import devices, trainer
+from worker import devices
 from worker.devices import Device
 from worker.outages import PATIENCE_SECONDS, Unreachable, persist
+from worker.runs import Run
 from worker.settings import WorkerSettings
-from worker.trainer import Assignment, Command
 
 log = logging.getLogger(__name__)
 
@@ -30,32 +25,6 @@ CANCEL_SECONDS = 10.0
 """Time for a trainer to obey a cancel; it may be in a long step."""
 GOODBYE_SECONDS = 5.0
 """How long a worker that is to stop waits for the database; the lease runs out by itself."""
-
-forkserver = get_context("forkserver")
-
-
-@dataclass
-class Run:
-    """A trainer at work."""
-
-    job: Job
-    process: ForkServerProcess
-    commands: Connection
-    told: set[Command] = field(default_factory=set)
-    deadline: float = float("inf")
-    """When it is killed, by the monotonic clock."""
-    renewed: float = field(default_factory=time.monotonic)
-
-    def tell(self, command: Command, grace: float = float("inf")) -> None:
-        """Pass on a command, once; kill the trainer if it is still there after `grace` seconds."""
-        if command in self.told:
-            return
-        self.told.add(command)
-        self.deadline = min(self.deadline, time.monotonic() + grace)
-        try:
-            self.commands.send(command)
-        except OSError:
-            log.debug("%s ended before it could be told to %s", self.job.id, command)
 
 
 class Supervisor(Thread):
@@ -70,6 +39,7 @@ class Supervisor(Thread):
         threads: int,
         stopping: Event,
     ) -> None:
+        """It stops when `stopping` is set and its `bell` was rung; trainers use so many `threads`."""
         super().__init__(name=f"supervisor of {device.name}", daemon=True)
         self.id = ids.new("wrk")
         self.bell = Event()
@@ -85,11 +55,11 @@ class Supervisor(Thread):
                 log.warning("no jobs while the database does not answer: %s", error.orig)
                 self._stopping.wait(1.0)
                 continue
-            if job is not None:
-                self._supervise(job)
-            else:
+            if job is None:
                 self.bell.wait(min(self._settings.poll, self._settings.heartbeat))
                 self.bell.clear()
+            else:
+                self._supervise(job)
         self._say_goodbye()
 
     def _claim(self) -> Job | None:
@@ -107,79 +77,58 @@ class Supervisor(Thread):
             return jobs.claim(session, owner, self._queues, self._settings.lease, self.id)
 
     def _supervise(self, job: Job) -> None:
-        log.info("%s (attempt %d) starts on %s", job.id, job.attempt, self._device.name)
-        run = self._start(job)
+        """From claim to end of one run."""
+        log.info("%s starts on %s, attempt %d", job.id, self._device.name, job.attempt)
+        run = Run(job, self._device.name, self._threads, self._settings)
         self._next_beat = 0.0
-        while not wait([run.process.sentinel], LOOK_SECONDS):
+        while not run.ends_within(LOOK_SECONDS):
             if self._stopping.is_set():
                 run.tell("drain", self._settings.drain_seconds)
             if time.monotonic() >= self._next_beat:
                 self._heartbeat(run)
-            if time.monotonic() >= run.deadline:
-                run.process.kill()
-        run.process.join()
-        run.commands.close()
-        self._conclude(run)
+        self._give_back(run)
         self._next_beat = 0.0
 
-    def _start(self, job: Job) -> Run:
-        theirs, ours = Pipe(duplex=False)
-        assignment = Assignment(job.id, job.lease_epoch, self._device.name, self._threads)
-        process = forkserver.Process(
-            target=trainer.main, args=(assignment, self._settings, theirs), name=job.id
-        )
-        process.start()
-        theirs.close()
-        return Run(job, process, ours)
-
     def _heartbeat(self, run: Run) -> None:
-        """Renew the lease; what the user wants comes back with it."""
         try:
-            self._beat("draining" if self._stopping.is_set() else "busy", run.job.id)
-            with self._database.transaction() as session:
-                desired = jobs.renew(
-                    session, run.job.id, run.job.lease_epoch, self._settings.lease
-                )
+            desired = self._renew(run.job)
         except Fenced:
-            run.deadline = 0.0
-            return
+            run.kill()
         except Unreachable as error:
             # Training goes on: a late renewal is as good while nobody else has the job.
-            log.warning("%s is not renewed: %s", run.job.id, error.orig)
+            log.warning("the lease of %s is not renewed: %s", run.job.id, error.orig)
             if time.monotonic() - run.renewed > PATIENCE_SECONDS:
-                run.deadline = 0.0
-            return
-        run.renewed = time.monotonic()
-        if desired == "cancel":
-            run.tell("cancel", CANCEL_SECONDS)
-        elif desired == "pause" or desired == "stop":
-            run.tell(desired)
+                run.kill()
+        else:
+            run.renewed = time.monotonic()
+            _pass_on(desired, run)
 
-    def _conclude(self, run: Run) -> None:
-        """Give the job back unless its trainer has ended it, or lost it to another."""
-        job, code = run.job, run.process.exitcode
-        meant = bool(run.told & {"drain", "cancel"})
-        delay = 0.0 if meant else jobs.backoff(job.attempt) * random.uniform(0.8, 1.2)
+    def _renew(self, job: Job) -> str | None:
+        """Keep the lease; what the user wants of the job comes back with it. Raises Fenced."""
+        self._beat("draining" if self._stopping.is_set() else "busy", job.id)
+        with self._database.transaction() as session:
+            return jobs.renew(session, job.id, job.lease_epoch, self._settings.lease)
 
-        def give_back() -> str:
-            with self._database.transaction() as session:
-                return jobs.release(
-                    session,
-                    job.id,
-                    job.lease_epoch,
-                    charge=not meant,
-                    delay=delay,
-                    reason=None if meant else explain(code),
-                )
-
+    def _give_back(self, run: Run) -> None:
+        """Release the job, unless its trainer has ended it or somebody else has it."""
+        patience = GOODBYE_SECONDS if self._stopping.is_set() else PATIENCE_SECONDS
         try:
-            patience = GOODBYE_SECONDS if self._stopping.is_set() else PATIENCE_SECONDS
-            status = persist(give_back, patience)
-            log.warning("%s ended with %s; it is %s now", job.id, code, status)
+            status = persist(lambda: self._release(run), patience)
+            log.warning("%s is %s: %s", run.job.id, status, run.cause()["message"])
         except Fenced:
-            log.info("%s has ended", job.id)
+            log.info("%s is done with", run.job.id)
         except Unreachable as error:
-            log.warning("%s is left to its lease: %s", job.id, error.orig)
+            log.warning("%s is left to its lease: %s", run.job.id, error.orig)
+
+    def _release(self, run: Run) -> str:
+        job, charge = run.job, not run.was_ended
+        # Jobs that failed together should not all come back together.
+        delay = jobs.backoff(job.attempt) * random.uniform(0.8, 1.2) if charge else 0.0
+        reason = run.cause() if charge else None
+        with self._database.transaction() as session:
+            return jobs.release(
+                session, job.id, job.lease_epoch, charge=charge, delay=delay, reason=reason
+            )
 
     def _beat(self, status: str, busy: str | None = None) -> None:
         self._next_beat = time.monotonic() + self._settings.heartbeat
@@ -204,16 +153,12 @@ class Supervisor(Thread):
             with self._database.transaction() as session:
                 workers.gone(session, self.id)
         except Unreachable as error:
-            log.warning("left without a word: %s", error.orig)
+            log.warning("left without a good-bye: %s", error.orig)
 
 
-def explain(code: int | None) -> dict[str, str]:
-    """What a trainer died of, told so that a user can act on it."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = "; the machine may be short of memory" if name == "SIGKILL" else ""
-        message = f"The training process was killed by {name}{hint}."
-        return {"code": "killed", "signal": name, "message": message}
-    if code == trainer.Exit.UNREACHABLE:
-        return {"code": "unreachable", "message": "The database could not be reached any more."}
-    return {"code": "crashed", "message": f"The training process ended with status {code}."}
+def _pass_on(desired: str | None, run: Run) -> None:
+    match desired:
+        case "cancel":
+            run.tell("cancel", CANCEL_SECONDS)
+        case "pause" | "stop":
+            run.tell(desired)

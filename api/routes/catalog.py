@@ -10,7 +10,6 @@ from api.auth import Predict
 from api.errors import documented
 from api.schemas import PageOut
 from models.base import Architecture
-from models.parts.options import Option
 from models.parts.training import Training, Transfer
 from store.errors import NotFound
 from tasks import catalog
@@ -59,7 +58,7 @@ class TaskDetails(BaseModel):
     name: str = Field(description="The word requests use.")
     summary: str = Field(description="What is learned.")
     description: str = Field(description="What is learned, at length.")
-    example: _Schema = Field(description="What `predict` takes and gives, as far as types tell.")
+    example: _Schema = Field(description="An input of `predict` and what it may give.")
     input_schema: _Schema = Field(description="JSON schema of one input of `predict`.")
     prediction_schema: _Schema = Field(description="JSON schema of one prediction.")
     options_schema: _Schema = Field(description="JSON schema of the `options` of an upload.")
@@ -90,12 +89,12 @@ def get_task(_: Predict, name: str) -> TaskDetails:
     return _details(task)
 
 
-@router.get(
-    "/architectures", response_model=PageOut[ArchitectureOut], summary="List architectures"
-)
+@router.get("/architectures", response_model=PageOut[ArchitectureOut], summary="List architectures")
 def list_architectures(_: Predict) -> Any:
     """Everything that learns, with its hyperparameters, on one page."""
-    return {"data": [_architecture(found) for found in catalog.architectures().values()]}
+    families = (_family(task) for task in catalog.tasks().values())
+    found = {name: each for f in families for name, each in catalog.architectures(f).items()}
+    return {"data": [_architecture(found[name]) for name in sorted(found)]}
 
 
 def _short(task: type[Task]) -> TaskOut:
@@ -116,7 +115,7 @@ def _details(task: type[Task]) -> TaskDetails:
     job = {
         "name": task.option_name(),
         "dataset": "ds_...",
-        "task": task().model_dump(mode="json"),
+        "task": task.model_validate({}).model_dump(mode="json"),
         "training": Training().model_dump(mode="json"),
     }
     return TaskDetails(
@@ -150,25 +149,20 @@ def _architecture(architecture: type[Architecture]) -> ArchitectureOut:
             if issubclass(architecture, _family(task))
         ],
         schema=architecture.model_json_schema(),
-        defaults=_defaults(architecture),
+        defaults=architecture.model_validate({}).model_dump(mode="json"),
     )
-
-
-def _defaults(option: type[Option]) -> dict[str, Any]:
-    return option().model_dump(mode="json")
 
 
 def _family(task: type[Task]) -> type[Architecture]:
     """The family that a task's architecture must be of."""
-    family: type[Architecture] | None = task.model_fields["architecture"].annotation
-    assert family is not None
+    family: Any = task.model_fields["architecture"].annotation
+    assert isinstance(family, type) and issubclass(family, Architecture)
     return family
 
 
 def _example(model: type[BaseModel]) -> Any:
-    """The example a type gives of itself, or its fields' ones."""
-    extra = model.model_config.get("json_schema_extra")
-    if isinstance(extra, dict) and "example" in extra:
-        return extra["example"]
-    fields = model.model_fields.items()
-    return {name: field.examples[0] for name, field in fields if field.examples}
+    """The example a type gives of itself, or those its fields give."""
+    schema = model.model_json_schema()
+    fields = schema.get("properties", {}).items()
+    of_fields = {name: field["examples"][0] for name, field in fields if "examples" in field}
+    return schema.get("examples", [of_fields])[0]

@@ -218,7 +218,13 @@ def _read_options(text: str, options_type: type[DatasetOptions]) -> DatasetOptio
 def _check_combination(sent: set[str]) -> None:
     """Either `file` alone, or `train` with others. Raises Invalid."""
     if ("file" in sent) == ("train" in sent) or ("file" in sent and len(sent) > 1):
-        allowed = ["file", "train", "train + validation", "train + test", "train + validation + test"]
+        allowed = [
+            "file",
+            "train",
+            "train + validation",
+            "train + test",
+            "train + validation + test",
+        ]
         raise Invalid(
             Problem(("file",), "send one of these combinations", sorted(sent) or None, allowed)
         )

@@ -1,28 +1,33 @@
 """Models: their versions, aliases and weights, and their evaluation on data sets."""
 
 import json
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.auth import Predict, Train
 from api.dependencies import CurrentDatabase, Reading, Writing
 from api.downloads import download
 from api.errors import documented
+from api.job_schemas import JobOut, job_in_detail
+from api.model_schemas import (
+    AliasIn,
+    AliasOut,
+    Evaluation,
+    ModelDetail,
+    ModelOut,
+    model_in_detail,
+    model_out,
+)
+from api.replies import IdempotencyKey, once
 from api.schemas import After, Limit, PageOut, page_out
 from api.serving import references
 from api.serving.engine import Serving
-from store import blobs, checkpoints, jobs, models
-from store.models import Resolved
-from store.tables import Checkpoint, Model, ModelVersion
-from tasks.catalog import task_named
-
-SHOWN = 20
-"""Values of a list that the summary of a codec shows."""
+from store import blobs, datasets, jobs, models, workers
+from store.errors import Conflict
+from store.tables import Job
+from tasks.parts.problems import Invalid, Problem
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -46,142 +51,80 @@ def serving(request: Request) -> Serving:
 CurrentServing = Annotated[Serving, Depends(serving)]
 
 
-class VersionOut(BaseModel):
-    """One version of a model."""
-
-    version: int = Field(description="Counted from 1.")
-    ref: str = Field(description="Its exact reference.", examples=["reviews@1"])
-    job: str | None = Field(description="The job that trained it, while it is there.")
-    checkpoint: str = Field(description="The checkpoint it is made of.")
-    created_at: datetime = Field(description="When it was made.")
-
-
-class ModelOut(BaseModel):
-    """A model: a name, its versions, and the aliases that point at them."""
-
-    id: str
-    name: str = Field(description="What predictions are asked of.", examples=["reviews"])
-    task: str | None = Field(description="What its newest version does.")
-    versions: int = Field(description="How many versions there are.")
-    newest: VersionOut | None = Field(description="What the bare name means.")
-    aliases: dict[str, int] = Field(description="Names that point at versions.")
-    metrics: dict[str, Any] = Field(description="The newest version's metrics, by split.")
-    created_at: datetime = Field(description="When its first version was made.")
-
-
-class ModelDetail(BaseModel):
-    """What a reference means: a trained model and how to ask it."""
-
-    ref: str = Field(description="The exact reference.", examples=["reviews@1"])
-    name: str | None = Field(description="The model's name; null for a job's checkpoint.")
-    version: int | None = Field(description="The version; null for a job's checkpoint.")
-    versions: list[VersionOut] = Field(description="All versions of this name, newest first.")
-    aliases: dict[str, int] = Field(description="Names that point at versions of this model.")
-    task: str = Field(description="What it does.", examples=["text-classification"])
-    architecture: dict[str, Any] = Field(description="What learned, with every hyperparameter.")
-    training: dict[str, Any] = Field(description="How it was trained.")
-    metrics: dict[str, Any] = Field(description="By split: train, validation, test.")
-    step: int = Field(description="Training steps behind these weights.")
-    epoch: float = Field(description="Epochs behind these weights.")
-    labels: list[str] | None = Field(description="What it can answer, where that is a label.")
-    codec: dict[str, Any] = Field(
-        description="What was learned from the data besides weights; long lists by their length."
-    )
-    input_schema: dict[str, Any] = Field(description="JSON schema of one input.")
-    input_example: Any = Field(description="One input of this kind, to see its shape.")
-    prediction_schema: dict[str, Any] = Field(description="JSON schema of one prediction.")
-    job: str | None = Field(description="The job that trained it, while it is there.")
-    checkpoint: str = Field(description="The checkpoint it is made of.")
-    size_bytes: int = Field(description="Size of the weights.")
-    created_at: datetime = Field(description="When these weights were saved.")
-
-
-class AliasIn(BaseModel):
-    """Where an alias points."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 1}]})
-
-    version: int = Field(ge=1, lt=2**31, description="A version of this model.")
-
-
-class AliasOut(BaseModel):
-    """An alias and what it means."""
-
-    alias: str
-    version: int
-    ref: str = Field(description="How to ask for it.", examples=["reviews@production"])
-
-
-@router.get("", response_model=PageOut[ModelOut], responses=documented(401, 403, 422))
+@router.get("", response_model=PageOut[ModelOut], summary="List models")
 def list_models(
-    session: Reading, key: Predict, limit: Limit = 20, after: After = None
+    session: Reading, principal: Predict, limit: Limit = 20, after: After = None
 ) -> dict[str, Any]:
     """The project's models, newest first."""
-    page = models.page(session, key.project_id, limit, after)
-    return page_out(page, lambda model: _model(session, model))
+    page = models.page(session, principal.project_id, limit, after)
+    return page_out(page, lambda model: model_out(session, model))
 
 
-@router.get("/{ref}", responses=documented(401, 403, 404, 409))
-def get_model(ref: Ref, database: CurrentDatabase, key: Predict) -> ModelDetail:
+@router.get("/{ref}", summary="Show a model", responses=documented(404, 409))
+def get_model(ref: Ref, database: CurrentDatabase, principal: Predict) -> ModelDetail:
     """What a reference means: task, architecture, metrics, and how to ask for predictions."""
     with database.transaction(read_only=True) as session:
-        found = references.find(session, key.project_id, ref)
-        size = blobs.size(session, found.checkpoint.weights_blob)
-        named = _named(session, key.project_id, found)
+        found = references.find(session, principal.project_id, ref)
     codec = json.loads(b"".join(blobs.read(database, found.checkpoint.codec_blob)))
-    shown = {**_of_checkpoint(found.checkpoint), **named, **_of_codec(codec)}
-    return ModelDetail(ref=found.ref, size_bytes=size, **shown)
+    with database.transaction(read_only=True) as session:
+        size = blobs.size(session, found.checkpoint.weights_blob)
+        return model_in_detail(session, principal.project_id, found, codec, size)
 
 
-@router.put("/{name}/aliases/{alias}", responses=documented(401, 403, 404, 409, 422))
-def set_alias(
+@router.put(
+    "/{name}/aliases/{alias}", summary="Point an alias at a version", responses=documented(404, 409)
+)
+def set_model_alias(
     name: Name,
     alias: Alias,
     body: AliasIn,
     session: Writing,
-    key: Train,
+    principal: Train,
     later: BackgroundTasks,
     serving: CurrentServing,
 ) -> AliasOut:
     """Point an alias at a version; from the next second on, `name@alias` means that one."""
-    models.set_alias(session, key.project_id, name, alias, body.version)
+    models.set_alias(session, principal.project_id, name, alias, body.version)
     later.add_task(serving.forget)
     return AliasOut(alias=alias, version=body.version, ref=f"{name}@{alias}")
 
 
-@router.delete("/{name}/aliases/{alias}", status_code=204, responses=documented(401, 403, 404, 422))
-def delete_alias(
+@router.delete(
+    "/{name}/aliases/{alias}", status_code=204, summary="Delete an alias", responses=documented(404)
+)
+def delete_model_alias(
     name: Name,
     alias: Alias,
     session: Writing,
-    key: Train,
+    principal: Train,
     later: BackgroundTasks,
     serving: CurrentServing,
 ) -> None:
     """Remove an alias; the version it pointed at stays."""
-    models.delete_alias(session, key.project_id, name, alias)
+    models.delete_alias(session, principal.project_id, name, alias)
     later.add_task(serving.forget)
 
 
-@router.delete("/{ref}", status_code=204, responses=documented(401, 403, 404, 409, 422))
+@router.delete("/{ref}", status_code=204, summary="Delete a model", responses=documented(404, 409))
 def delete_model(
     ref: Annotated[str, Path(description="name (the whole model) or name@3 (one version).")],
     session: Writing,
-    key: Train,
+    principal: Train,
     later: BackgroundTasks,
     serving: CurrentServing,
 ) -> None:
     """Delete a model with all its versions and aliases, or one version that no alias points at."""
     name, _, number = ref.partition("@")
-    versions = models.versions(session, key.project_id, name)
+    versions = models.versions(session, principal.project_id, name)
     gone = [v.checkpoint_id for v in versions if number in ("", str(v.version))]
-    models.delete(session, key.project_id, ref)
+    models.delete(session, principal.project_id, ref)
     later.add_task(serving.forget, gone)
 
 
 @router.get(
     "/{ref}/weights",
     response_class=Response,
+    summary="Weights of a model",
     responses={
         200: {
             "description": "The weights as a safetensors file.",
@@ -191,113 +134,79 @@ def delete_model(
         },
         206: {"description": "The range of bytes that was asked for."},
         304: {"description": "The sender has these weights already."},
-        **documented(401, 403, 404, 409, 416),
+        **documented(404, 409, 416),
     },
 )
 @router.head("/{ref}/weights", include_in_schema=False)
-def get_weights(ref: Ref, request: Request, database: CurrentDatabase, key: Train) -> Response:
+def get_model_weights(
+    ref: Ref, request: Request, database: CurrentDatabase, principal: Train
+) -> Response:
     """The weights as safetensors; `ETag` is their SHA-256, and `Range` gets parts of them."""
     with database.transaction(read_only=True) as session:
-        found = references.find(session, key.project_id, ref)
+        found = references.find(session, principal.project_id, ref)
         size = blobs.size(session, found.checkpoint.weights_blob)
     name = f"{found.ref.replace('@', '-')}.safetensors"
     return download(request, database, found.checkpoint.weights_blob, size, name)
 
 
-# How models are shown
+@router.post(
+    "/{ref}/evaluate",
+    status_code=202,
+    summary="Evaluate a model on a data set",
+    responses=documented(404, 409),
+)
+def evaluate_model(
+    ref: Ref,
+    body: Evaluation,
+    request: Request,
+    response: Response,
+    session: Writing,
+    principal: Train,
+    later: BackgroundTasks,
+    idempotency_key: IdempotencyKey = None,
+) -> JobOut:
+    """Queues a job of kind `evaluate`; its `result` will hold every metric, those of each class too."""
+    project_id = principal.project_id
+
+    def do() -> JobOut:
+        return job_in_detail(session, _evaluate(session, project_id, ref, body))
+
+    asked = {"model": ref, **body.model_dump(mode="json", exclude_unset=True)}
+    job = once(session, project_id, idempotency_key, asked, 202, do, JobOut)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    later.add_task(request.app.state.bell.ring, job.queue)
+    return job
 
 
-def _model(session: Session, model: Model) -> ModelOut:
-    versions = models.versions(session, model.project_id, model.name)
-    newest = versions[0] if versions else None
-    checkpoint = checkpoints.load(session, newest.checkpoint_id) if newest else None
-    return ModelOut(
-        id=model.id,
-        name=model.name,
-        task=checkpoint.spec["task"]["name"] if checkpoint else None,
-        versions=len(versions),
-        newest=_version(model.name, newest) if newest else None,
-        aliases=models.aliases(session, model.project_id, model.name),
-        metrics=_metrics(session, newest, checkpoint) if newest and checkpoint else {},
-        created_at=model.created_at,
+def _evaluate(session: Session, project_id: str, ref: str, asked: Evaluation) -> Job:
+    """A queued evaluation. Raises NotFound, Conflict, and Invalid for a data set of another task."""
+    found = references.find(session, project_id, ref)
+    dataset = datasets.get(session, project_id, asked.dataset)
+    if dataset.status != "ready":
+        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
+    task = found.checkpoint.spec["task"]["name"]
+    if dataset.task != task:
+        raise Invalid(Problem(("dataset",), "the data set is for another task", dataset.task, task))
+    if asked.split not in dataset.splits:
+        splits = list(dataset.splits)
+        raise Invalid(Problem(("split",), "the data set has no such split", asked.split, splits))
+    return jobs.create(
+        session,
+        project_id,
+        kind="evaluate",
+        name=f"{found.ref} on {dataset.name}",
+        dataset_id=dataset.id,
+        task=task,
+        spec=found.checkpoint.spec,
+        request={"model": found.ref, "dataset": dataset.id, "split": asked.split},
+        base={"ref": found.ref, "checkpoint": found.checkpoint.id},
+        base_checkpoint_id=found.checkpoint.id,
+        priority=asked.priority,
+        queue=_queue(session, asked.resources.queue),
     )
 
 
-def _version(name: str, row: ModelVersion) -> VersionOut:
-    return VersionOut(
-        version=row.version,
-        ref=f"{name}@{row.version}",
-        job=row.job_id,
-        checkpoint=row.checkpoint_id,
-        created_at=row.created_at,
-    )
-
-
-def _metrics(session: Session, version: ModelVersion, checkpoint: Checkpoint) -> dict[str, Any]:
-    """As the job ended with them, the test split included; the checkpoint's once the job is gone."""
-    ended = jobs.load(session, version.job_id).metrics if version.job_id else {}
-    return ended or checkpoint.metrics
-
-
-def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says by itself."""
-    spec = checkpoint.spec
-    task = task_named(spec["task"]["name"])
-    inputs = task.input_type.model_json_schema()
-    return {
-        "name": None,
-        "version": None,
-        "versions": [],
-        "aliases": {},
-        "task": spec["task"]["name"],
-        "architecture": spec["task"]["architecture"],
-        "training": spec["training"],
-        "metrics": checkpoint.metrics,
-        "step": checkpoint.step,
-        "epoch": checkpoint.epoch,
-        "input_schema": inputs,
-        "input_example": _example(inputs),
-        "prediction_schema": task.prediction_type.model_json_schema(),
-        "job": checkpoint.job_id,
-        "checkpoint": checkpoint.id,
-        "created_at": checkpoint.created_at,
-    }
-
-
-def _named(session: Session, project_id: str, found: Resolved) -> dict[str, Any]:
-    """What the model adds of which the checkpoint is a version."""
-    name, _, number = found.ref.partition("@")
-    if not number:
-        return {}
-    rows = models.versions(session, project_id, name)
-    version = next(row for row in rows if row.version == int(number))
-    return {
-        "name": name,
-        "version": version.version,
-        "versions": [_version(name, row) for row in rows],
-        "aliases": models.aliases(session, project_id, name),
-        "metrics": _metrics(session, version, found.checkpoint),
-        "job": version.job_id,
-    }
-
-
-def _of_codec(codec: dict[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in codec.items() if name != "labels"}
-    return {"labels": codec.get("labels"), "codec": _summary(rest)}
-
-
-def _summary(value: Any) -> Any:
-    """The value with long lists told by their length."""
-    if isinstance(value, dict | list) and len(value) > SHOWN:
-        return f"{len(value)} values"
-    if isinstance(value, dict):
-        return {name: _summary(inner) for name, inner in value.items()}
-    return [_summary(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _example(schema: Mapping[str, Any]) -> Any:
-    """An input as the schema shows it: a whole example, or one put together from its fields."""
-    if schema.get("examples"):
-        return schema["examples"][0]
-    fields = schema.get("properties", {})
-    return {name: field["examples"][0] for name, field in fields.items() if "examples" in field}
+def _queue(session: Session, asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "gpu" if workers.open_for(session, "gpu") else "cpu"

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import PADDING, TokenBackbone, TokenEncoder
+from models.base import TokenBackbone, TokenEncoder
+from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, pooling
 
@@ -66,7 +67,7 @@ class RecurrentBackbone(TokenBackbone):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding, PADDING)
+        self.embedding = token_embedding(vocabulary, embedding)
         self.layers = nn.ModuleList(layers)
         self.pool = pool
         self.dropout = nn.Dropout(dropout)

@@ -1,14 +1,23 @@
 """A database with models that were really trained, for tests of what serves them."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from uuid import uuid4
+from zipfile import ZipFile
 
 import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from pydantic import SecretStr
 
+from api.app import create_app
+from api.settings import ApiSettings
 from models.mlp import MLP
 from models.parts.training import Training
 from store import blobs, checkpoints, datasets, jobs, projects
@@ -17,6 +26,7 @@ from store.tables import Checkpoint, Job
 from tasks import catalog
 from tasks.base import Facts, Upload
 from tasks.catalog import Spec
+from tasks.image_classification import ImageClassification
 from tasks.tabular_classification import TabularClassification
 from tasks.trained import Trained, save_weights
 
@@ -62,6 +72,28 @@ def _fit(spec: Spec, examples: Any, schema: dict[str, Any]) -> Trained:
         learner.train_step(columns.batch(torch.randint(columns.examples, (32,))), step)
     learner.eval()
     return Trained(spec.task, codec, learner)
+
+
+@cache
+def image_example() -> Example:
+    """A classifier of red and blue pictures that has learned next to nothing."""
+    packed = BytesIO()
+    with ZipFile(packed, "w") as archive:
+        for number in range(8):
+            for colour in ("red", "blue"):
+                picture = BytesIO()
+                Image.new("RGB", (8, 8), colour).save(picture, "PNG")
+                archive.writestr(f"{colour}/{number}.png", picture.getvalue())
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "pictures.zip")
+        path.write_bytes(packed.getvalue())
+        options = ImageClassification.options_type()
+        checked = ImageClassification.check({"file": Upload(path, "pictures.zip")}, options)
+    facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
+    spec = catalog.resolve("image-classification", facts, None, Training(), None)
+    torch.manual_seed(0)
+    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
+    return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)
 
 
 def row(number: int) -> dict[str, Any]:
@@ -150,3 +182,16 @@ class World:
         checkpoint = self.save(job, example)
         self.finish(job)
         return checkpoint
+
+
+KEY = "an admin key for tests"
+
+
+@contextmanager
+def client(world: World, folder: Path, **settings: Any) -> Iterator[TestClient]:
+    """The whole application on the world's database, asked with an admin key."""
+    url = world.database.engine.url.render_as_string(hide_password=False)
+    found = ApiSettings(data_dir=folder, database_url=url, admin_key=SecretStr(KEY), **settings)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with TestClient(create_app(found), headers=headers, raise_server_exceptions=False) as opened:
+        yield opened

@@ -433,6 +433,12 @@ def test_a_new_task_takes_over_the_backbone_and_how_pixels_are_read(
     assert loss.isfinite()
 
 
+def test_a_base_that_reads_no_images_is_refused(task: ImageClassification, data: Checked) -> None:
+    texts = object()
+    with pytest.raises(Invalid, match="does not read images"):
+        task.learn_codec(data.splits["train"], data.schema, texts)
+
+
 def test_rare_classes_can_weigh_more(task: ImageClassification, codec: ImageCodec) -> None:
     balanced = task.model_copy(update={"loss": CrossEntropy(class_weights="balanced")})
     learner = balanced.build(codec.model_copy(update={"counts": [30, 10]}))

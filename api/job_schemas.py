@@ -1,0 +1,199 @@
+"""What travels between clients and the routes of jobs."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from models.parts.options import Plain
+from models.parts.training import Training, Transfer
+from store import jobs
+from store.tables import Job
+from tasks.catalog import AnyTask
+
+Status = Literal[
+    "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
+]
+
+
+def _not_an_id(name: str) -> str:
+    if name.startswith(("job_", "ckpt_")):
+        raise ValueError("a model's name must not look like the id of a job or a checkpoint")
+    return name
+
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9_.-]{1,64}$"), AfterValidator(_not_an_id)]
+"""What a model may be called: it stands in paths, before an @."""
+
+
+def model_name_of(text: str) -> str:
+    """The model name that comes nearest to a text."""
+    name = re.sub(r"[^a-z0-9_.-]+", "-", text.lower())[:64].strip("-._")
+    return re.sub(r"^(job|ckpt)_", r"\1-", name) or "model"
+
+
+class Resources(Plain):
+    """What the job runs on."""
+
+    devices: Literal[1] = Field(1, description="How many devices.")
+    queue: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="Which workers may take it; auto prefers a GPU if any worker has one."
+    )
+
+
+class Budget(Plain):
+    """What the job may use up at most."""
+
+    minutes: float = Field(
+        gt=0, le=525_600, description="Training time; after it the best so far is kept."
+    )
+
+
+class JobCreate(Plain):
+    """What to train, on which data, and how. Whatever is left out is chosen for the data."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "reviews",
+                    "dataset": "ds_01jd2x7m0qk5t3v9r8w6y4z2ab",
+                    "training": {"epochs": 5, "seed": 0},
+                }
+            ]
+        }
+    )
+
+    name: ModelName | None = Field(
+        None, description="The name of the model it makes; the data set's name if left out."
+    )
+    dataset: str = Field(description="The id of the data set.", max_length=100)
+    task: AnyTask | None = Field(
+        None, description="What to learn and what learns it; the data set's task if left out."
+    )
+    training: Training = Field(Training(), description="How the training runs.")
+    base: str | None = Field(
+        None,
+        max_length=200,
+        description="A model to start from: `name`, `name@3`, `name@alias`, `job_...`, `ckpt_...`.",
+    )
+    transfer: Transfer | None = Field(None, description="What happens to the base's weights.")
+    resources: Resources = Field(Resources(), description="What the job runs on.")
+    priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
+    budget: Budget | None = Field(None, description="What the job may use up at most.")
+    webhook: None = Field(None, description="Not in use yet; only null is taken.")
+
+
+class JobUpdate(Plain):
+    """What may change after a job was submitted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"priority": 10}]})
+
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,200}$")] | None = Field(
+        None, description="A new name for people; the model keeps its own."
+    )
+    priority: int | None = Field(None, ge=-100, le=100, description="A new place in the queue.")
+
+
+class Extension(Plain):
+    """How much longer to train."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"epochs": 5}]})
+
+    epochs: int = Field(ge=1, le=100_000, description="Epochs to add.")
+
+
+class ProgressOut(BaseModel):
+    """How far a job is."""
+
+    epoch: int = Field(0, description="Epochs done.")
+    epochs: int | None = Field(None, description="Epochs there will be.")
+    step: int = Field(0, description="Steps done.")
+    steps: int | None = Field(None, description="Steps there will be.")
+    percent: float = Field(0.0, description="Share of the steps done.")
+    eta_seconds: float | None = Field(None, description="Time it will probably still take.")
+
+
+class FailureOut(BaseModel):
+    """Why a job failed."""
+
+    code: str = Field(description="The kind of failure.")
+    message: str = Field(description="What happened, in one sentence.")
+    traceback: str | None = Field(None, description="Where in the code it happened.")
+
+
+class JobOut(BaseModel):
+    """A job as it is now."""
+
+    id: str = Field(description="Its id.")
+    kind: Literal["train", "evaluate"] = Field(description="A training or an evaluation.")
+    name: str = Field(description="Its name.")
+    status: Status = Field(description="Where it is in its life.")
+    waiting: str | None = Field(
+        None, description="Why it is queued; only when one job is asked for."
+    )
+    dataset: str | None = Field(description="The data set's id; null if that was deleted.")
+    dataset_name: str | None = Field(description="The data set's name.")
+    task: str = Field(description="The task's name.")
+    resolved: dict[str, Any] = Field(
+        description="Exactly what is trained, with everything chosen that was left open."
+    )
+    request: dict[str, Any] = Field(description="What was asked for.")
+    progress: ProgressOut = Field(description="How far it is.")
+    metrics: dict[str, Any] = Field(description="Of the best checkpoint, by split.")
+    result: dict[str, Any] | None = Field(description="What an evaluation found.")
+    model: str | None = Field(description="The model version it made, once succeeded.")
+    base: str | None = Field(description="The model it started from.")
+    base_checkpoint: str | None = Field(description="The checkpoint it started from.")
+    parent: str | None = Field(description="The job it repeats, changes or continues.")
+    error: FailureOut | None = Field(description="Why it failed.")
+    attempts: int = Field(description="Times it was tried since it last made progress.")
+    queue: str = Field(description="The queue it is in.")
+    priority: int = Field(description="Jobs with a higher one run first.")
+    budget: Budget | None = Field(description="What it may use up at most.")
+    worker: str | None = Field(description="The worker that ran it last.")
+    created_at: datetime = Field(description="When it was submitted.")
+    started_at: datetime | None = Field(description="When it first ran.")
+    finished_at: datetime | None = Field(description="When it ended.")
+
+
+def job_out(job: Job) -> JobOut:
+    """A job as clients see it."""
+    epochs = job.spec.get("training", {}).get("epochs")
+    return JobOut(
+        id=job.id,
+        kind=job.kind,
+        name=job.name,
+        status=jobs.shown_status(job),
+        dataset=job.dataset_id,
+        dataset_name=job.dataset_name,
+        task=job.task,
+        resolved=job.spec,
+        request=job.request,
+        progress=ProgressOut.model_validate({"epochs": epochs, **job.progress}),
+        metrics=job.metrics,
+        result=job.result,
+        model=jobs.shown_model(job),
+        base=job.base["ref"] if job.base else None,
+        base_checkpoint=job.base_checkpoint_id,
+        parent=job.parent_id,
+        error=job.error,
+        attempts=job.attempt,
+        queue=job.queue,
+        priority=job.priority,
+        budget=Budget(minutes=job.budget_seconds / 60) if job.budget_seconds else None,
+        worker=job.worker_id,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )
+
+
+def job_in_detail(session: Session, job: Job) -> JobOut:
+    """A job as clients see it who ask for this one alone."""
+    shown = job_out(job)
+    if job.status == "queued":
+        shown.waiting = jobs.waiting(session, job)
+    return shown

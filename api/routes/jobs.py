@@ -1,0 +1,221 @@
+"""Jobs: trainings and evaluations, from the request to the end."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from api.auth import Train
+from api.dependencies import Reading, Writing
+from api.errors import documented
+from api.job_schemas import (
+    Extension,
+    JobCreate,
+    JobOut,
+    JobUpdate,
+    Status,
+    job_in_detail,
+    job_out,
+)
+from api.queue import Bell
+from api.replies import IdempotencyKey, once
+from api.schemas import After, Limit, PageOut, page_out
+from api.submitting import clone, extend, retry, submit
+from store import jobs, metrics
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+class Curve(BaseModel):
+    """A metric over the training."""
+
+    steps: list[int] = Field(description="Steps it was measured after.")
+    epochs: list[float] = Field(description="Epochs these steps are in.")
+    values: list[float] = Field(description="What was measured.")
+
+
+class CurvesOut(BaseModel):
+    """Metrics over the training, by name."""
+
+    curves: dict[str, Curve] = Field(description="Such as `train/loss`, `validation/accuracy`.")
+
+
+_PATCH = Body(
+    description="Changes to the request as a JSON merge patch (RFC 7396); `{}` changes nothing.",
+    examples=[{"training": {"seed": 1}}],
+)
+
+
+def _new(job: JobOut, request: Request, response: Response, after: BackgroundTasks) -> JobOut:
+    """Say where the job is, and wake a worker once the transaction is through."""
+    bell: Bell = request.app.state.bell
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    after.add_task(bell.ring, job.queue)
+    return job
+
+
+@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409))
+def create_job(
+    request: Request,
+    response: Response,
+    after: BackgroundTasks,
+    principal: Train,
+    session: Writing,
+    body: JobCreate,
+    idempotency_key: IdempotencyKey = None,
+) -> JobOut:
+    """Queues a training. Only `dataset` is required; whatever is left out is chosen for the data, and
+    `resolved` shows what was chosen.
+
+    To fine-tune, name a `base`; its backbone's weights are taken over, and its head too where the
+    labels are the same.
+    """
+    project_id = principal.project_id
+
+    def do() -> JobOut:
+        return job_in_detail(session, submit(session, project_id, body))
+
+    asked = body.model_dump(mode="json", exclude_unset=True)
+    job = once(session, project_id, idempotency_key, asked, 202, do, JobOut)
+    return _new(job, request, response, after)
+
+
+@router.get("", response_model=PageOut[JobOut], summary="List jobs")
+def list_jobs(
+    principal: Train,
+    session: Reading,
+    limit: Limit = 20,
+    after: After = None,
+    status: Annotated[Status | None, Query(description="Only those in this status.")] = None,
+    task: Annotated[str | None, Query(description="Only those for this task.")] = None,
+    dataset: Annotated[str | None, Query(description="Only those on this data set.")] = None,
+) -> Any:
+    """The project's jobs, newest first."""
+    page = jobs.page(session, principal.project_id, limit, after, status, task, dataset)
+    return page_out(page, job_out)
+
+
+@router.get("/{job_id}", summary="Show a job", responses=documented(404))
+def get_job(principal: Train, session: Reading, job_id: str) -> JobOut:
+    """Status, progress, metrics, and why it waits or failed."""
+    return job_in_detail(session, jobs.get(session, principal.project_id, job_id))
+
+
+@router.patch("/{job_id}", summary="Rename or move a job", responses=documented(404, 409))
+def update_job(principal: Train, session: Writing, job_id: str, body: JobUpdate) -> JobOut:
+    """Changes the name that people see, or the place in the queue."""
+    job = jobs.update(session, principal.project_id, job_id, name=body.name, priority=body.priority)
+    return job_in_detail(session, job)
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409))
+def delete_job(principal: Train, session: Writing, job_id: str) -> None:
+    """Forgets a job that has ended, with its metrics, logs and checkpoints; its model stays."""
+    jobs.delete(session, principal.project_id, job_id)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409))
+def cancel_job(principal: Train, session: Writing, job_id: str) -> JobOut:
+    """Ends the job and throws away what it learned. A running one is `cancelling` until its next step."""
+    return job_in_detail(session, jobs.cancel(session, principal.project_id, job_id))
+
+
+@router.post("/{job_id}/stop", summary="Stop a job, keep its best", responses=documented(404, 409))
+def stop_job(principal: Train, session: Writing, job_id: str) -> JobOut:
+    """Ends the training early; the best it has learned so far becomes a model."""
+    return job_in_detail(session, jobs.stop(session, principal.project_id, job_id))
+
+
+@router.post("/{job_id}/pause", summary="Pause a job", responses=documented(404, 409))
+def pause_job(principal: Train, session: Writing, job_id: str) -> JobOut:
+    """Frees the worker until `resume`. A running job is `pausing` until its checkpoint is saved."""
+    return job_in_detail(session, jobs.pause(session, principal.project_id, job_id))
+
+
+@router.post("/{job_id}/resume", summary="Resume a paused job", responses=documented(404, 409))
+def resume_job(
+    request: Request,
+    response: Response,
+    after: BackgroundTasks,
+    principal: Train,
+    session: Writing,
+    job_id: str,
+) -> JobOut:
+    """Puts a paused job back into its queue; it goes on exactly where it was."""
+    job = job_in_detail(session, jobs.resume(session, principal.project_id, job_id))
+    return _new(job, request, response, after)
+
+
+@router.post(
+    "/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409)
+)
+def retry_job(
+    request: Request,
+    response: Response,
+    after: BackgroundTasks,
+    principal: Train,
+    session: Writing,
+    job_id: str,
+) -> JobOut:
+    """Queues a failed or cancelled job once more, as a new one, from its last checkpoint if it has one."""
+    job = job_in_detail(session, retry(session, principal.project_id, job_id))
+    return _new(job, request, response, after)
+
+
+@router.post(
+    "/{job_id}/clone", status_code=202, summary="Clone a job", responses=documented(404, 409)
+)
+def clone_job(
+    request: Request,
+    response: Response,
+    after: BackgroundTasks,
+    principal: Train,
+    session: Writing,
+    job_id: str,
+    body: Annotated[dict[str, Any] | None, _PATCH] = None,
+) -> JobOut:
+    """Submits the same request again with changes."""
+    job = job_in_detail(session, clone(session, principal.project_id, job_id, body or {}))
+    return _new(job, request, response, after)
+
+
+@router.post(
+    "/{job_id}/extend", status_code=202, summary="Train on", responses=documented(404, 409)
+)
+def extend_job(
+    request: Request,
+    response: Response,
+    after: BackgroundTasks,
+    principal: Train,
+    session: Writing,
+    job_id: str,
+    body: Extension,
+) -> JobOut:
+    """Queues a new job that goes on where this one ended, for so many epochs more."""
+    job = job_in_detail(session, extend(session, principal.project_id, job_id, body.epochs))
+    return _new(job, request, response, after)
+
+
+@router.get("/{job_id}/metrics", summary="Learning curves", responses=documented(404))
+def get_metrics(
+    principal: Train,
+    session: Reading,
+    job_id: str,
+    names: Annotated[
+        list[str] | None,
+        Query(description="Which ones, separated by commas or repeated; all if left out."),
+    ] = None,
+    points: Annotated[
+        int | None, Query(ge=2, le=10_000, description="At most so many of each, evenly taken.")
+    ] = None,
+) -> CurvesOut:
+    """Every metric over the training."""
+    jobs.get(session, principal.project_id, job_id)
+    wanted = [name.strip() for each in names for name in each.split(",")] if names else None
+    found = metrics.curve(session, job_id, wanted, points)
+    return CurvesOut(curves={name: _columns(curve) for name, curve in found.items()})
+
+
+def _columns(curve: list[tuple[int, int, float]]) -> Curve:
+    steps, epochs, values = zip(*curve, strict=True) if curve else ((), (), ())
+    return Curve(steps=list(steps), epochs=list(epochs), values=list(values))

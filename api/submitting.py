@@ -1,0 +1,147 @@
+"""From a request to a job: what it means for this data set, and what other jobs it may come from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from api import faults
+from api.job_schemas import JobCreate, model_name_of
+from store import checkpoints, datasets, jobs, models, workers
+from store.columns import Object
+from store.errors import Conflict
+from store.models import Resolved
+from store.tables import Dataset, Job
+from tasks.base import Facts
+from tasks.catalog import Spec, read_spec, resolve
+from tasks.parts.problems import Invalid, Problem
+
+
+def submit(
+    session: Session, project_id: str, asked: JobCreate, *, parent_id: str | None = None
+) -> Job:
+    """A queued training. Raises NotFound, Invalid, and Conflict for a data set that is not ready."""
+    dataset = datasets.get(session, project_id, asked.dataset)
+    if dataset.status != "ready":
+        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
+    base = models.resolve(session, project_id, asked.base) if asked.base is not None else None
+    spec = _resolve(dataset, asked, base)
+    return jobs.create(
+        session,
+        project_id,
+        kind="train",
+        name=asked.name or model_name_of(dataset.name),
+        dataset_id=dataset.id,
+        task=spec.task.name,
+        spec=spec.model_dump(mode="json"),
+        request=asked.model_dump(mode="json", exclude_unset=True),
+        base={"ref": base.ref, "checkpoint": base.checkpoint.id} if base else None,
+        base_checkpoint_id=base.checkpoint.id if base else None,
+        parent_id=parent_id,
+        priority=asked.priority,
+        queue=_queue(session, asked.resources.queue),
+        budget_seconds=asked.budget.minutes * 60 if asked.budget else None,
+    )
+
+
+def retry(session: Session, project_id: str, job_id: str) -> Job:
+    """The same job once more, from where it got to. Raises Conflict unless it failed or was cancelled."""
+    job = jobs.get(session, project_id, job_id)
+    if job.status not in ("failed", "cancelled"):
+        raise Conflict(f"Job {job_id} is {jobs.shown_status(job)}; there is nothing to retry.")
+    last = checkpoints.last(session, job_id)
+    return _again(session, job, resume_checkpoint_id=last.id if last else job.resume_checkpoint_id)
+
+
+def clone(session: Session, project_id: str, job_id: str, changes: Mapping[str, Any]) -> Job:
+    """A new job whose request is this one's with changes. Raises Conflict for an evaluation."""
+    job = _training(session, project_id, job_id)
+    asked = faults.read(JobCreate, merged(job.request, changes))
+    return submit(session, project_id, asked, parent_id=job.id)
+
+
+def extend(session: Session, project_id: str, job_id: str, epochs: int) -> Job:
+    """A new job that trains on for so many epochs. Raises Conflict unless the job succeeded."""
+    job = _training(session, project_id, job_id)
+    last = checkpoints.last(session, job_id)
+    if job.status != "succeeded" or last is None:
+        raise Conflict(
+            f"Job {job_id} is {jobs.shown_status(job)}; only one that succeeded can be extended."
+        )
+    longer = {"training": {"epochs": job.spec["training"]["epochs"] + epochs}}
+    spec = read_spec(merged(job.spec, longer))
+    return _again(
+        session,
+        job,
+        resume_checkpoint_id=last.id,
+        spec=spec.model_dump(mode="json"),
+        request=merged(job.request, longer),
+    )
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """`target` with a JSON merge patch (RFC 7396): null takes a field away."""
+    if not isinstance(patch, Mapping):
+        return patch
+    kept = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            kept.pop(name, None)
+        else:
+            kept[name] = merged(kept.get(name), value)
+    return kept
+
+
+def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
+    facts = Facts(dataset.schema, dataset.splits)
+    base_task = read_spec(base.checkpoint.spec).task if base else None
+    try:
+        return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
+    except ValidationError as error:  # the base's architecture is of no use for this task
+        found = base_task.architecture.name if base_task else None
+        raise Invalid(Problem(("base",), error.errors()[0]["msg"], found)) from None
+
+
+def _queue(session: Session, asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "gpu" if workers.open_for(session, "gpu") else "cpu"
+
+
+def _training(session: Session, project_id: str, job_id: str) -> Job:
+    job = jobs.get(session, project_id, job_id)
+    if job.kind != "train":
+        raise Conflict(f"Job {job_id} is no training.")
+    return job
+
+
+def _again(
+    session: Session,
+    job: Job,
+    *,
+    resume_checkpoint_id: str | None,
+    spec: Object | None = None,
+    request: Object | None = None,
+) -> Job:
+    if job.dataset_id is None:
+        raise Conflict(f"The data set of job {job.id} was deleted.")
+    return jobs.create(
+        session,
+        job.project_id,
+        kind="evaluate" if job.kind == "evaluate" else "train",
+        name=job.name,
+        dataset_id=job.dataset_id,
+        task=job.task,
+        spec=spec or job.spec,
+        request=request or job.request,
+        base=job.base,
+        base_checkpoint_id=job.base_checkpoint_id,
+        parent_id=job.id,
+        resume_checkpoint_id=resume_checkpoint_id,
+        priority=job.priority,
+        queue=job.queue,
+        budget_seconds=job.budget_seconds,
+        model_name=job.model_name,
+        max_attempts=job.max_attempts,
+    )

@@ -1,0 +1,17 @@
+"""Token embeddings."""
+
+from torch import nn
+
+from models.base import PADDING
+
+SCALE = 0.1
+"""Standard deviation of fresh embeddings. Against the usual 1, reviews were told apart 1 to 2 points
+better: words seen once or twice no longer drown the others in noise."""
+
+
+def token_embedding(vocabulary: int, width: int) -> nn.Embedding:
+    """Tokens (B, T) to vectors (B, T, width); padding to zeros that never change."""
+    embedding = nn.Embedding(vocabulary, width, PADDING)
+    nn.init.normal_(embedding.weight, std=SCALE)
+    embedding.weight.data[PADDING] = 0
+    return embedding

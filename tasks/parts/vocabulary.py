@@ -1,0 +1,186 @@
+"""Tokenizers that are learned from the train split, and texts as token ids."""
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Rust
+
+from models.base import PADDING, SENTENCE_END, UNKNOWN
+from models.parts.options import Option, Plain
+from tasks.parts.columns import Ragged
+
+SPECIAL = ("<padding>", "<unknown>", "\ue002")
+"""The tokens of ids 0, 1 and 2. The last is put into texts, so it is a character nobody writes."""
+MAX_TEXT = 1_000_000
+"""Characters of one text."""
+_MARK = SPECIAL[SENTENCE_END]
+# A full stop ends a sentence only before a space; the marks of Chinese and Japanese always do.
+_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=\s|$)\n*)|(?:[。！？]+[」』”’）]*)|\n+")
+_CHARACTERS_PER_TOKEN = 100
+_BATCH = 2_000
+
+
+class Tokenizer(Option):
+    """How texts become tokens; the tokens themselves are learned from the train split."""
+
+    size: int = Field(8_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
+    lowercase: bool = Field(True, description="Make no difference between upper and lower case.")
+    normalization: Literal["nfc", "nfkc"] = Field(
+        "nfc", description="Unicode normal form; `nfkc` also merges full-width and styled letters."
+    )
+
+    @abstractmethod
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        """Learn the tokens."""
+
+    @abstractmethod
+    def empty(self) -> Rust:
+        """A tokenizer without tokens."""
+
+    def learn(self, texts: Sequence[str]) -> str:
+        """The learned tokenizer as JSON."""
+        tokenizer = self.empty()
+        tokenizer.normalizer = normalizers.Sequence(
+            [
+                normalizers.NFC() if self.normalization == "nfc" else normalizers.NFKC(),
+                *([normalizers.Lowercase()] if self.lowercase else []),
+                normalizers.Replace(Regex(r"\s+"), " "),
+                normalizers.Strip(),
+            ]
+        )
+        self.train(tokenizer, (text.replace(_MARK, " ") for text in texts))
+        return _only_mark_added(tokenizer.to_str())
+
+    def bound(self, characters: int, words: int) -> int:
+        """Tokens of a text of so many characters and words, at most or nearly so."""
+        return characters
+
+
+def _only_mark_added(tokenizer: str) -> str:
+    """A tokenizer's JSON that reads "<padding>" and "<unknown>" in a text as any other text."""
+    parts = json.loads(tokenizer)
+    added = [token for token in parts["added_tokens"] if token["id"] == SENTENCE_END]
+    return json.dumps({**parts, "added_tokens": added}, ensure_ascii=False)
+
+
+class Words(Tokenizer):
+    """Words and punctuation marks; the rarest words are unknown."""
+
+    name: Literal["words"] = "words"
+    size: int = Field(20_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
+    min_count: int = Field(2, ge=1, le=1_000, description="Rarer words are unknown.")
+
+    def empty(self) -> Rust:
+        tokenizer = Rust(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        return tokenizer
+
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=self.size,
+            min_frequency=self.min_count,
+            special_tokens=list(SPECIAL),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+
+    def bound(self, characters: int, words: int) -> int:
+        return words
+
+
+class BytePairs(Tokenizer):
+    """Frequent pieces of words: byte-pair encoding over characters (Sennrich et al., 2016)."""
+
+    name: Literal["bpe"] = "bpe"
+    min_count: int = Field(2, ge=1, le=1_000, description="Rarer pieces are not joined.")
+
+    def empty(self) -> Rust:
+        tokenizer = Rust(models.BPE(unk_token=SPECIAL[UNKNOWN], fuse_unk=False))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+        )
+        tokenizer.decoder = decoders.Metaspace()
+        return tokenizer
+
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.size,
+            min_frequency=self.min_count,
+            special_tokens=list(SPECIAL),
+            limit_alphabet=max(1, self.size // 2),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+
+
+class Characters(Tokenizer):
+    """Single characters, spaces included."""
+
+    name: Literal["characters"] = "characters"
+    min_count: int = Field(2, ge=1, le=1_000, description="Rarer characters are unknown.")
+
+    def empty(self) -> Rust:
+        tokenizer = Rust(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        return tokenizer
+
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=self.size,
+            min_frequency=self.min_count,
+            special_tokens=list(SPECIAL),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+
+
+class Vocabulary(Plain):
+    """A learned tokenizer, and the most tokens a text may have: longer texts are cut."""
+
+    tokenizer: str
+    """JSON of the `tokenizers` library."""
+    max_length: int
+
+    @cached_property
+    def _rust(self) -> Rust:
+        tokenizer = Rust.from_str(self.tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @property
+    def size(self) -> int:
+        """How many token ids there are."""
+        return int(self._rust.get_vocab_size())
+
+    def ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The token ids of each text, `SENTENCE_END` after each sentence; at most `max_length`."""
+        rest = iter(texts)
+        while some := list(islice(rest, _BATCH)):
+            marked = [self._mark(text) for text in some]
+            for encoding in self._rust.encode_batch_fast(marked, add_special_tokens=False):
+                yield encoding.ids[: self.max_length]
+
+    def encode(self, texts: Iterable[str]) -> Ragged:
+        """Token ids; a text without any becomes a single padding token."""
+        lengths, values = [0], []
+        for ids in self.ids(texts):
+            ids = ids or [PADDING]
+            lengths.append(len(ids))
+            values.append(np.array(ids, dtype=np.int64))
+        return Ragged(torch.from_numpy(np.concatenate(values)), torch.tensor(lengths).cumsum(0))
+
+    def _mark(self, text: str) -> str:
+        """A text with its sentence ends marked; what cannot matter is cut off first."""
+        text = text[: self.max_length * _CHARACTERS_PER_TOKEN].replace(_MARK, " ")
+        return _SENTENCE_END.sub(rf"\g<0>{_MARK}", text)

@@ -1,0 +1,153 @@
+"""Text classification: a label for each text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import polars as pl
+from pydantic import BaseModel, Field
+from torch import nn
+
+from models.base import Architecture, Learner, Supervised, TextEncoder
+from models.parts.losses import ClassificationLoss, CrossEntropy
+from models.parts.options import AUTO, Auto, OneOf
+from models.text_cnn import TextCNN
+from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_fields
+from tasks.parts.column_types import to_text
+from tasks.parts.columns import Columns
+from tasks.parts.labels import (
+    CLASSIFICATION_METRICS,
+    LabelCodec,
+    LabelPrediction,
+    balance,
+    check_classes,
+    count_labels,
+    evaluate_labels,
+    score_labels,
+)
+from tasks.parts.splits import LINE
+from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
+from tasks.parts.texts import TextInput, check_present, check_text, choose_columns, measure
+from tasks.parts.vocabulary import BytePairs, Tokenizer, Vocabulary
+
+USUAL = {
+    "text": ("text", "sentence", "review", "content", "document", "comment", "utterance", "query"),
+    "label": ("label", "class", "category", "target", "intent", "sentiment", "topic"),
+}
+MAX_TOKENS = 512
+MaxLength = Annotated[int, Field(ge=1, le=8_192)]
+
+
+class TextClassificationCodec(LabelCodec):
+    """A vocabulary, and the labels."""
+
+    vocabulary: Vocabulary
+
+    def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
+        tokens = self.vocabulary.encode(examples["text"].fill_null(""))
+        return Columns((tokens,), (self.encode_labels(examples["label"]),) if targets else ())
+
+    def read_input(self, value: Any) -> TextInput:
+        read = read_fields(TextInput, value)
+        check_text(read.text, "text")
+        return read
+
+    def frame(self, inputs: Sequence[TextInput]) -> pl.DataFrame:
+        return pl.DataFrame({"text": pl.Series([given.text for given in inputs], dtype=pl.String)})
+
+    def encode_inputs(self, inputs: Sequence[TextInput]) -> Columns:
+        return Columns((self.vocabulary.encode([given.text for given in inputs]),))
+
+
+class TextClassification(Task):
+    """Choose one label for each text: sentiment, topic, intent, language."""
+
+    name: Literal["text-classification"] = "text-classification"
+    architecture: Auto[OneOf[TextEncoder]] = Field(AUTO, description="What learns from the texts.")
+    loss: OneOf[ClassificationLoss] = Field(
+        CrossEntropy(), description="How far scores are from labels."
+    )
+    tokenizer: Auto[OneOf[Tokenizer]] = Field(
+        AUTO, description="How texts become tokens. A base brings its own."
+    )
+    max_length: Auto[MaxLength] = Field(
+        AUTO, description="Tokens of a text that are read; the rest is cut. A base brings its own."
+    )
+
+    input_type: ClassVar[type[BaseModel]] = TextInput
+    prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
+    codec_type = TextClassificationCodec
+    objective = Objective("accuracy")
+    formats = TABLE_FORMATS
+    metrics = CLASSIFICATION_METRICS
+
+    @classmethod
+    def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
+        check_mapping(options.column_mapping, list(USUAL))
+        frame = read_table(upload, options.format)
+        columns = choose_columns(frame, options.column_mapping, USUAL)
+        kept = [name for name in (options.split.by, LINE) if name in frame.columns]
+        examples = frame.select(pl.Series(name, frame[name]) for name in kept).with_columns(
+            columns["text"], to_text(columns["label"])
+        )
+        check_present(examples, "text")
+        return examples
+
+    @classmethod
+    def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
+        return "label"
+
+    @classmethod
+    def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+        return ["text"]
+
+    @classmethod
+    def describe(
+        cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
+    ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
+        labels = check_classes(splits, "label")
+        frames = {name: frame.select("text", "label") for name, frame in splits.items()}
+        empty = {n: int((f["text"].str.strip_chars() == "").sum()) for n, f in frames.items()}
+        lengths = measure(frames["train"]["text"])
+        report = {**balance(frames, "label"), "empty_texts": empty, **lengths}
+        return frames, {"labels": labels, **lengths}, report
+
+    def choose_architecture(self, facts: Facts) -> Architecture:
+        return TextCNN()
+
+    def resolve(self, facts: Facts) -> "TextClassification":
+        task = super().resolve(facts)
+        if task.tokenizer == AUTO:
+            task = task.model_copy(update={"tokenizer": BytePairs()})
+        if task.max_length == AUTO:
+            spread = {unit: facts.schema[unit]["p98"] for unit in ("characters", "words")}
+            length = min(MAX_TOKENS, max(8, task.tokenizer.bound(**spread)))
+            task = task.model_copy(update={"max_length": length})
+        return task
+
+    def learn_codec(
+        self,
+        train: pl.DataFrame,
+        schema: Mapping[str, Any],
+        base: TextClassificationCodec | None = None,
+    ) -> TextClassificationCodec:
+        labels, counts = count_labels(train["label"])
+        vocabulary = base.vocabulary if base is not None else self._learn(train["text"].to_list())
+        return TextClassificationCodec(labels=labels, counts=counts, vocabulary=vocabulary)
+
+    def _learn(self, texts: list[str]) -> Vocabulary:
+        return Vocabulary(tokenizer=self.tokenizer.learn(texts), max_length=self.max_length)
+
+    def build(self, codec: TextClassificationCodec) -> Learner:
+        vocabulary = codec.vocabulary
+        backbone = self.architecture.build(vocabulary.size, vocabulary.max_length)
+        head = nn.Linear(backbone.width, len(codec.labels))
+        return Supervised(backbone, head, self.loss.build(codec.counts))
+
+    def same_outputs(self, codec: TextClassificationCodec, base: TextClassificationCodec) -> bool:
+        return codec.labels == base.labels
+
+    def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
+        return score_labels(predictions, examples["label"].to_list())
+
+    def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
+        return evaluate_labels(predictions, examples["label"].to_list())

@@ -1,0 +1,84 @@
+"""What a trainer has at hand for its job, and the ways to hand the job back."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from store import checkpoints, jobs
+from store.session import Database, connect
+from store.tables import Checkpoint, Job
+from tasks.trained import Trained
+from worker.cache import Cache
+from worker.materials import Materials
+from worker.outages import persist
+from worker.settings import WorkerSettings
+from worker.trainer import Assignment, Inbox
+
+
+class Desk(NamedTuple):
+    """One run of one job."""
+
+    job: Job
+    database: Database
+    materials: Materials
+    settings: WorkerSettings
+    device: str
+    inbox: Inbox
+
+    @property
+    def base(self) -> Trained | None:
+        """The model to start from, if there is one. Raises NotFound."""
+        if self.job.base_checkpoint_id is None:
+            return None
+        return self.materials.trained(self.materials.checkpoint(self.job.base_checkpoint_id))
+
+    @property
+    def best(self) -> Checkpoint:
+        """The job's best checkpoint, which every training has saved before it ends."""
+        with self.database.transaction(read_only=True) as session:
+            found = checkpoints.chosen(session, self.job.id)
+        assert found is not None
+        return found
+
+    def finish(self, status: jobs.End, **outcome: Any) -> None:
+        """End the job for good. Raises Fenced and Unreachable."""
+
+        def write() -> None:
+            with self.database.transaction() as session:
+                jobs.finish(session, self.job.id, self.job.lease_epoch, status, **outcome)
+
+        persist(write)
+
+    def give_back(self) -> None:
+        """Let the job go on later, here or elsewhere. Raises Fenced and Unreachable."""
+
+        def write() -> None:
+            with self.database.transaction() as session:
+                jobs.release(session, self.job.id, self.job.lease_epoch, charge=False)
+
+        persist(write)
+
+
+def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Desk:
+    """Begin the run. Raises Fenced when somebody else has the job, and Unreachable."""
+    database = connect(settings.database)
+
+    def hold() -> Job:
+        with database.transaction() as session:
+            return jobs.fence(session, assignment.job_id, assignment.lease_epoch)
+
+    cache = Cache(settings.cache_dir, settings.training_cache_bytes)
+    materials = Materials(database, cache)
+    return Desk(persist(hold), database, materials, settings, assignment.device, inbox)
+
+
+def settle(assignment: Assignment) -> None:
+    """Have torch use the slot's cores, and compute the same bits whenever it is asked the same."""
+    torch.set_num_threads(assignment.threads)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    if assignment.device != "cpu":
+        torch.cuda.set_device(assignment.device)

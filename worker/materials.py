@@ -1,0 +1,62 @@
+"""What a job works on: splits, encoded once per machine, and models trained before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from store import blobs, checkpoints, datasets
+from store.session import Database
+from store.tables import Checkpoint, Dataset
+from tasks import trained
+from tasks.base import Codec, Task
+from tasks.catalog import read_spec
+from tasks.trained import Trained
+from worker.cache import Cache, columns_name, load_columns, save_columns
+from worker.loop import Split
+
+
+class Materials:
+    """Reads from the database by way of this machine's cache."""
+
+    def __init__(self, database: Database, cache: Cache) -> None:
+        self._database, self._cache = database, cache
+
+    def dataset(self, dataset_id: str) -> tuple[Dataset, dict[str, str]]:
+        """A data set and the blob of each split. Raises NotFound."""
+        with self._database.transaction(read_only=True) as session:
+            return datasets.load(session, dataset_id), datasets.files(session, dataset_id)
+
+    def examples(self, blob_id: str) -> pl.DataFrame:
+        """The examples of a split."""
+        return pl.read_parquet(self.blob(blob_id))
+
+    def split(self, blob_id: str, task: Task, codec: Codec) -> Split:
+        """A split, encoded now or at any time before by the same codec. Raises Invalid."""
+        examples = self.examples(blob_id)
+
+        def encode(path: Path) -> None:
+            save_columns(codec.encode(examples), path)
+
+        name = columns_name(blob_id, task.name, codec.model_dump_json())
+        return Split(load_columns(self._cache.get(name, encode)), examples)
+
+    def checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        """Raises NotFound."""
+        with self._database.transaction(read_only=True) as session:
+            return checkpoints.load(session, checkpoint_id)
+
+    def trained(self, checkpoint: Checkpoint, device: str = "cpu") -> Trained:
+        """The model that a checkpoint is."""
+        task = read_spec(checkpoint.spec).task
+        weights = self.blob(checkpoint.weights_blob)
+        return trained.load(task, self.codec(checkpoint), weights, device)
+
+    def codec(self, checkpoint: Checkpoint) -> Any:
+        """The codec of a checkpoint, as JSON data."""
+        return json.loads(b"".join(blobs.read(self._database, checkpoint.codec_blob)))
+
+    def blob(self, blob_id: str) -> Path:
+        """A file with the bytes of a blob."""
+        return self._cache.get(blob_id, lambda path: blobs.fetch(self._database, blob_id, path))

@@ -1,0 +1,55 @@
+"""A moment of a training, apart from it: copied out and put back such that not a bit of the rest changes."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from models.base import Learner
+
+
+class Snapshot(NamedTuple):
+    """All that a learner has become, on the CPU."""
+
+    weights: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    """What the optimizers remember, as `<optimizer>/<parameter>/<name>`."""
+    settings: dict[str, Any]
+    """What they remember besides tensors, ready for JSON."""
+
+
+def take(learner: Learner) -> Snapshot:
+    """Copy a learner."""
+    memory: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for name, optimizer in learner.optimizers.items():
+        state = optimizer.state_dict()
+        settings[name] = {"groups": copy.deepcopy(state["param_groups"]), "state": {}}
+        for place, remembered in state["state"].items():
+            tensors = {k: v for k, v in remembered.items() if isinstance(v, Tensor)}
+            memory |= {f"{name}/{place}/{key}": tensor for key, tensor in tensors.items()}
+            plain = {k: v for k, v in remembered.items() if k not in tensors}
+            settings[name]["state"][str(place)] = plain
+    return Snapshot(take_weights(learner), _copied(memory), settings)
+
+
+def take_weights(learner: Learner) -> dict[str, Tensor]:
+    """Copy what a learner predicts with."""
+    return _copied(learner.state_dict())
+
+
+def put_back(learner: Learner, snapshot: Snapshot) -> None:
+    """Make a learner that was built and started in the same way what it was."""
+    learner.load_state_dict(snapshot.weights)
+    for name, kept in snapshot.settings.items():
+        state = {int(place): dict(plain) for place, plain in kept["state"].items()}
+        for key, tensor in snapshot.memory.items():
+            optimizer, place, field = key.split("/", 2)
+            if optimizer == name:
+                state[int(place)][field] = tensor
+        learner.optimizers[name].load_state_dict({"param_groups": kept["groups"], "state": state})
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
