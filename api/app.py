@@ -22,8 +22,8 @@ from api.settings import ApiSettings
 from store import keys, migrate, projects
 from store.session import Database, connect
 
-ROUTES = (catalog, datasets, jobs, feeds, checkpoints, models, predict, admin, health)
-EVERYWHERE = (400, 401, 403, 404, 405, 413, 422, 500, 503)
+ROUTES = (catalog, datasets, jobs, feeds, checkpoints, models, predict, admin)
+OF_KEYS = (401, 403, 422, 503)
 
 
 class NotMigrated(RuntimeError):
@@ -47,7 +47,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     app.state.settings = settings
     for routes in ROUTES:
-        app.include_router(routes.router, responses=documented(*EVERYWHERE))
+        app.include_router(routes.router, responses=documented(*OF_KEYS))
+    app.include_router(health.router)
     if settings.docs:
         add_docs(app)
     add_error_table(app)

@@ -65,7 +65,7 @@ class Client:
         body = {"dataset": dataset, "split": split}
         return self.call("POST", f"/v1/models/{model}/evaluate", json=body)
 
-    def watch(self, job_id: str, interval: float = 0.3) -> Iterator[Answer]:
+    def watch(self, job_id: str, interval: float = 0.5) -> Iterator[Answer]:
         """The job again and again until it has ended."""
         while True:
             job = self.job(job_id)

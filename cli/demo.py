@@ -22,6 +22,7 @@ from cli.processes import GRACE_SECONDS, unusable
 
 console = Console(highlight=False)
 HOST = "127.0.0.1"
+LOG = "service.log"
 
 
 def show(data: Path, port: int, *, once: bool) -> int:
@@ -40,6 +41,7 @@ def _run(data: Path, port: int, *, once: bool) -> int:
     url, key = f"http://{HOST}:{port}", _key(data)
     with _service(data, port, key) as service:
         if not ready(url, lambda: service.poll() is None):
+            console.print((data / LOG).read_text()[-4_000:], markup=False)
             console.print("[red]The service did not start; what it said is above.[/]")
             return 1
         try:
@@ -47,7 +49,7 @@ def _run(data: Path, port: int, *, once: bool) -> int:
         except Refused as error:
             console.print(f"[red]{error}[/]")
             return 1
-        _goodbye(url, key)
+        _goodbye(data, url, key)
         if once:
             return 0
         console.print("Serving until Ctrl-C ...")
@@ -154,9 +156,11 @@ def _drawing(image: np.ndarray) -> str:
     )
 
 
-def _goodbye(url: str, key: str) -> None:
+def _goodbye(data: Path, url: str, key: str) -> None:
     console.rule("Now you")
-    console.print(f"Docs and dashboard: [bold]{url}/docs[/]\nAPI key:            [bold]{key}[/]")
+    console.print(
+        f"Docs and dashboard: [bold]{url}/docs[/]\nAPI key:            [bold]{key}[/]\nThe service's log:  {data / LOG}"
+    )
 
 
 def _key(data: Path) -> str:
@@ -174,13 +178,16 @@ def _service(data: Path, port: int, key: str) -> Iterator[subprocess.Popen[bytes
     """The whole service as a child process, stopped at the end however the end comes."""
     command = [sys.executable, "-m", "cli.main", "up", "--data", str(data), "--port", str(port)]
     environment = {**os.environ, "MODELYARD_ADMIN_KEY": key}
-    service = subprocess.Popen(command, env=environment, start_new_session=True)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield service
-    finally:
-        service.terminate()
-        service.wait(GRACE_SECONDS + 10)
+    with (data / LOG).open("w") as log:
+        service = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=log, stderr=log
+        )
+        try:
+            yield service
+        finally:
+            service.terminate()
+            service.wait(GRACE_SECONDS + 10)
 
 
 def _interrupt(number: int, frame: object) -> None:

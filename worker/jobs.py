@@ -51,11 +51,13 @@ def tell(desk: Desk) -> None:
 def train(desk: Desk) -> None:
     """From a data set to a version of a model."""
     ready = prepare(desk)
-    report = Report(desk.database, desk.job, ready.start.state.step)
-    report.say(opening(ready, desk.device))
-    with Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept:
+    with (
+        Report(desk.database, desk.job, ready.start.state.step) as report,
+        Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
+    ):
+        report.say(opening(ready, desk.device))
         ended = follow(ready, desk, report, kept)
-    persist(report.write_now)
+        persist(report.write_now)
     match ended:
         case "cancel":
             desk.finish("cancelled")

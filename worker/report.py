@@ -2,6 +2,8 @@
 
 import logging
 import time
+from types import TracebackType
+from typing import Self
 
 from store import jobs
 from store.session import Database
@@ -29,6 +31,13 @@ class Report:
         self._progress: dict[str, float | None] | None = None
         self._due = 0.0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Also of a training that failed, the end is what one wants to see."""
+        self.write()
+
     def add(self, progress: Progress) -> None:
         """Note what the loop reports. Raises Fenced."""
         self._points += progress.points
@@ -53,6 +62,8 @@ class Report:
 
     def write_now(self) -> None:
         """Write what was collected. Raises Fenced and Unreachable."""
+        if not self._points and not self._lines:
+            return
         with self._database.transaction() as session:
             jobs.record(
                 session,

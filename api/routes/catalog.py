@@ -156,7 +156,8 @@ def _architecture(architecture: type[Architecture]) -> ArchitectureOut:
 def _family(task: type[Task]) -> type[Architecture]:
     """The family that a task's architecture must be of."""
     family: Any = task.model_fields["architecture"].annotation
-    assert isinstance(family, type) and issubclass(family, Architecture)
+    assert isinstance(family, type)
+    assert issubclass(family, Architecture)
     return family
 
 

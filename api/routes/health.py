@@ -39,7 +39,10 @@ def readyz(database: CurrentDatabase) -> HealthOut:
     response_class=Response,
     summary="Numbers for Prometheus",
     openapi_extra={"security": [{"key": []}]},
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **documented(401, 403, 503),
+    },
 )
 def get_prometheus_metrics(
     request: Request, settings: CurrentSettings, session: Reading

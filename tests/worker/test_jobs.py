@@ -1,0 +1,445 @@
+"""One job after another, run by the trainer's own code on real databases."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from sqlalchemy import event, update
+from sqlalchemy.exc import OperationalError
+
+import worker.desk
+import worker.jobs
+import worker.materials
+import worker.outages
+import worker.report
+from models.base import NotTransferable
+from models.parts.training import Transfer
+from store import blobs, datasets, jobs, logs, metrics, models
+from store import checkpoints as stored
+from store.session import Database, connect
+from store.tables import Job
+from tasks.parts.problems import Invalid, Problem
+from tests.worker.shop import Crash, Orders, Shop, crash, rows, texts
+from worker.desk import Desk
+from worker.materials import Materials
+from worker.trainer import Exit
+
+TABLE = "tabular-classification"
+SMALL = {"name": "mlp", "layers": 1, "width": 16, "dropout": 0.2}
+SHORT = {"epochs": 4, "batch_size": 16}
+ALWAYS = {"checkpoint_seconds": 0.0}
+
+
+def small_job(shop: Shop, **options: Any) -> Job:
+    return shop.submit(shop.upload(TABLE, rows()), SMALL, SHORT, **options)
+
+
+# What becomes of a job
+
+
+def test_a_training_makes_a_version_of_a_model(shop: Shop) -> None:
+    job = small_job(shop)
+    assert shop.train(job) is Exit.DONE
+    job = shop.job(job)
+    assert (job.status, jobs.shown_model(job)) == ("succeeded", "toys@1"), job.error
+    assert set(job.metrics) == {"train", "validation", "test"}
+    assert job.metrics["validation"]["accuracy"] == shop.best(job).value
+    assert job.metrics["test"]["accuracy"] > 0.5
+    assert (job.progress["percent"], job.progress["eta_seconds"]) == (100, 0)
+    served = shop.act(models.resolve, shop.project, "toys").checkpoint
+    assert served.id == shop.best(job).id
+
+
+def test_curves_and_logs_tell_how_it_went(shop: Shop) -> None:
+    job = small_job(shop)
+    shop.train(job)
+    curves = shop.act(metrics.curve, job.id)
+    assert [epoch for _, epoch, _ in curves["validation/accuracy"]] == [1, 2, 3, 4]
+    assert len(curves["train/loss"]) == shop.job(job).progress["steps"]
+    lines = [row.line for row in shop.act(logs.page, job.id).rows]
+    assert lines[0].startswith("training mlp on 120 examples, 4 epochs of 8 steps, on cpu")
+    assert lines[1].startswith("epoch 1/4: train epoch loss 0.")
+    assert "validation accuracy 0." in lines[1]
+    assert lines[1].endswith("(best so far)")
+
+
+def test_the_test_split_is_scored_with_the_best_weights_and_not_the_last(small_shop: Shop) -> None:
+    dataset = small_shop.upload(TABLE, rows(noise=1.5))
+    absurd = {"name": "sgd", "learning_rate": 5.0, "momentum": 0.9}
+    training = {"epochs": 12, "batch_size": 16, "optimizer": absurd, "clipping": {"norm": 1.0}}
+    job = small_shop.submit(dataset, SMALL, training)
+    small_shop.train(job)
+    best, last = small_shop.best(job), small_shop.last(job)
+    assert best.weights_blob != last.weights_blob, "the toy is too easy: its last epoch is its best"
+    again = small_shop.act(
+        jobs.create,
+        small_shop.project,
+        kind="evaluate",
+        name="again",
+        dataset_id=dataset.id,
+        task=TABLE,
+        spec=best.spec,
+        request={"split": "test"},
+        queue="cpu",
+        base_checkpoint_id=best.id,
+    )
+    small_shop.train(again)
+    assert small_shop.job(again).metrics["test"] == small_shop.job(job).metrics["test"]
+
+
+def test_an_evaluation_tells_every_metric_and_per_class(shop: Shop) -> None:
+    job = small_job(shop)
+    shop.train(job)
+    other = shop.upload(TABLE, rows(seed=5), name="fresh")
+    evaluation = shop.act(
+        jobs.create,
+        shop.project,
+        kind="evaluate",
+        name="how good",
+        dataset_id=other.id,
+        task=TABLE,
+        spec=job.spec,
+        request={"split": "validation"},
+        queue="cpu",
+        base_checkpoint_id=shop.best(job).id,
+    )
+    assert shop.train(evaluation) is Exit.DONE
+    found = shop.job(evaluation)
+    assert found.status == "succeeded", found.error
+    assert found.result is not None
+    assert found.result["accuracy"] == found.metrics["validation"]["accuracy"]
+    assert len(found.result) > len(found.metrics["validation"])
+    assert found.model_version is None
+
+
+def test_an_evaluation_on_a_split_that_is_not_there_says_which_are(small_shop: Shop) -> None:
+    job = small_job(small_shop)
+    small_shop.train(job)
+    evaluation = small_shop.act(
+        jobs.create,
+        small_shop.project,
+        kind="evaluate",
+        name="how good",
+        dataset_id=job.dataset_id,
+        task=TABLE,
+        spec=job.spec,
+        request={"split": "holdout"},
+        queue="cpu",
+        base_checkpoint_id=small_shop.best(job).id,
+    )
+    small_shop.train(evaluation)
+    error = small_shop.job(evaluation).error or {}
+    assert error["code"] == "invalid_data"
+    assert "holdout" in error["message"]
+    assert "validation" in error["message"]
+
+
+def test_every_checkpoint_can_be_read_alone(shop: Shop) -> None:
+    job = small_job(shop)
+    shop.train(job, **ALWAYS)
+    best = shop.best(job)
+    assert best.spec == job.spec
+    assert "head.weight" in shop.weights(best)
+    assert b"labels" in b"".join(blobs.read(shop.database, best.codec_blob))
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("after", [0, 3, 17])
+def test_a_drained_training_ends_with_the_same_weights(shop: Shop, after: int) -> None:
+    dataset = shop.upload(TABLE, rows())
+    alone = shop.submit(dataset, SMALL, SHORT)
+    shop.train(alone)
+    moved = shop.submit(dataset, SMALL, SHORT)
+    for _ in range(2):
+        shop.train(moved, Orders("drain", after))
+        assert (shop.job(moved).status, shop.job(moved).attempt) == ("queued", 0)
+    shop.train(moved)
+    one, other = shop.job(alone), shop.job(moved)
+    assert other.status == "succeeded"
+    assert shop.last(moved).weights_blob == shop.last(alone).weights_blob
+    assert shop.last(moved).state_blob == shop.last(alone).state_blob
+    assert shop.best(moved).weights_blob == shop.best(alone).weights_blob
+    assert one.metrics == other.metrics
+    assert shop.act(metrics.curve, alone.id) == shop.act(metrics.curve, moved.id)
+
+
+def test_a_training_interrupted_between_any_two_checkpoints_keeps_its_best(shop: Shop) -> None:
+    """The run is lost after `after` steps, with whatever was published until then."""
+    dataset = shop.upload(TABLE, rows())
+    alone = shop.submit(dataset, SMALL, SHORT)
+    shop.train(alone)
+    lost = shop.submit(dataset, SMALL, SHORT)
+    for after in (5, 9, 20):
+        with pytest.raises(KeyboardInterrupt):
+            shop.train(lost, Crash(after), **ALWAYS)
+        shop.lose(lost)
+    assert shop.last(lost).step > 8
+    shop.train(lost)
+    assert shop.last(lost).weights_blob == shop.last(alone).weights_blob
+    assert shop.best(lost).weights_blob == shop.best(alone).weights_blob
+    assert shop.act(metrics.curve, alone.id) == shop.act(metrics.curve, lost.id)
+
+
+def test_a_paused_training_waits_and_goes_on_when_it_is_resumed(shop: Shop) -> None:
+    job = small_job(shop)
+    shop.claimed(job)
+    shop.act(jobs.pause, shop.project, job.id)
+    shop.work(job, Orders("pause", 5))
+    assert shop.job(job).status == "paused"
+    assert shop.last(job).step == 6
+    shop.act(jobs.resume, shop.project, job.id)
+    shop.train(job)
+    assert shop.job(job).status == "succeeded"
+
+
+def test_a_cancelled_training_leaves_nothing(shop: Shop) -> None:
+    job = small_job(shop)
+    shop.train(job, Orders("cancel", 12), **ALWAYS)
+    assert (shop.job(job).status, shop.job(job).model_version) == ("cancelled", None)
+    assert shop.act(stored.page, job.id) == []
+
+
+@pytest.mark.parametrize("after", [3, 12])
+def test_a_stopped_training_keeps_the_best_it_has(shop: Shop, after: int) -> None:
+    job = small_job(shop)
+    shop.train(job, Orders("stop", after))
+    found = shop.job(job)
+    assert (found.status, found.model_version) == ("succeeded", 1), found.error
+    assert shop.best(job).step == min(after + 1, 8)
+    assert {"validation", "test"} <= set(found.metrics)
+
+
+def test_a_budget_stops_a_training_over_all_of_its_runs(shop: Shop) -> None:
+    long = {"epochs": 100_000, "batch_size": 16}
+    job = shop.submit(shop.upload(TABLE, rows()), SMALL, long, budget_seconds=1.5)
+    shop.train(job, Orders("drain", 3))
+    before = shop.last(job).state["seconds"]
+    assert 0 < before < 1.5
+    shop.train(job)
+    assert shop.job(job).status == "succeeded"
+    assert 1.5 <= shop.last(job).state["seconds"] < 5
+    lines = [row.line for row in shop.act(logs.page, job.id, 0, 100_000).rows]
+    assert "the budget of 1.5 seconds is used up" in lines
+
+
+def test_a_finished_training_that_could_not_say_so_only_says_so(shop: Shop) -> None:
+    """The run is lost between its last checkpoint and its end."""
+    job = small_job(shop)
+    with patch.object(Desk, "finish", crash), pytest.raises(KeyboardInterrupt):
+        shop.train(job)
+    shop.lose(job)
+    weights = shop.last(job).weights_blob
+    shop.train(job)
+    assert shop.job(job).status == "succeeded"
+    assert shop.last(job).weights_blob == weights
+    assert len(shop.act(metrics.curve, job.id)["validation/accuracy"]) == 4
+
+
+def test_whoever_lost_the_job_writes_nothing_more(shop: Shop) -> None:
+    job = small_job(shop)
+    claimed = shop.claimed(job)
+    shop.lose(job)
+    assert shop.work(claimed) is Exit.FENCED
+    assert shop.act(metrics.curve, job.id) == {}
+    shop.train(job)
+    assert shop.job(job).status == "succeeded"
+
+
+# Started from what others learned
+
+
+def test_a_transfer_keeps_the_backbone_of_its_base(shop: Shop) -> None:
+    base = small_job(shop)
+    shop.train(base)
+    frozen = Transfer(trainable_blocks=0)
+    job = shop.submit(
+        shop.upload(TABLE, rows(seed=3), name="other"),
+        training=SHORT,
+        transfer=frozen,
+        base=shop.best(base),
+    )
+    shop.train(job)
+    assert shop.job(job).status == "succeeded", shop.job(job).error
+    old, new = shop.weights(shop.best(base)), shop.weights(shop.last(job))
+    learned = {name for name in old if not torch.equal(old[name], new[name])}
+    assert {name for name in old if name.startswith("backbone.")}.isdisjoint(learned)
+    assert {"head.weight", "head.bias"} <= learned
+
+
+def test_a_transfer_that_is_interrupted_does_not_start_from_its_base_again(shop: Shop) -> None:
+    base = small_job(shop)
+    shop.train(base)
+    dataset = shop.upload(TABLE, rows(seed=3), name="other")
+    alone, moved = (
+        shop.submit(dataset, training=SHORT, transfer=Transfer(), base=shop.best(base))
+        for _ in range(2)
+    )
+    shop.train(alone)
+    shop.train(moved, Orders("drain", 9))
+    shop.train(moved)
+    assert shop.last(moved).weights_blob == shop.last(alone).weights_blob
+
+
+def test_a_training_goes_on_from_another_jobs_checkpoint(shop: Shop) -> None:
+    first = small_job(shop)
+    shop.train(first)
+    dataset = shop.act(datasets.get, shop.project, first.dataset_id)
+    longer = {**SHORT, "epochs": 6}
+    job = shop.submit(dataset, SMALL, longer, resume_checkpoint_id=shop.last(first).id)
+    shop.train(job)
+    found = shop.job(job)
+    assert found.status == "succeeded", found.error
+    assert shop.last(job).epoch == 6
+    curve = shop.act(metrics.curve, job.id)["validation/accuracy"]
+    assert [epoch for _, epoch, _ in curve] == [5, 6]
+    best = max(shop.best(first).value or 0, *(value for _, _, value in curve))
+    assert shop.best(job).value == best
+
+
+# Failures, in one sentence
+
+
+def test_a_training_that_diverges_says_what_to_change(shop: Shop) -> None:
+    numbers = rows().replace("high", "1e6").replace("low", "-1e6")
+    absurd = {"optimizer": {"name": "sgd", "learning_rate": 100.0, "momentum": 0.99}, "epochs": 30}
+    deep = {"name": "mlp", "layers": 6, "norm": "none", "skip": False}
+    job = shop.submit(shop.upload("tabular-regression", numbers), deep, absurd)
+    assert shop.train(job) is Exit.DONE
+    error = failed(shop, job, "diverged")
+    assert error["message"].startswith("The loss became ")
+    assert "lower the learning rate" in error["message"]
+    assert "Traceback" in error["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        (MemoryError(), "out_of_memory", "halve `training.batch_size`"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "halve"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "out_of_memory",
+            "halve",
+        ),
+        (
+            Invalid(Problem(("file", "line", 3), "not a number", "x")),
+            "invalid_data",
+            "not a number",
+        ),
+        (
+            NotTransferable("the base has no backbone"),
+            "not_transferable",
+            "The base has no backbone.",
+        ),
+        (KeyError("secret"), "internal", "failed unexpectedly (KeyError); the traceback"),
+    ],
+)
+def test_a_failure_is_one_sentence_with_the_traceback_beside_it(
+    small_shop: Shop, raised: Exception, code: str, says: str
+) -> None:
+    job = small_job(small_shop)
+    with patch.object(worker.jobs, "plan_of", side_effect=raised):
+        assert small_shop.train(job) is Exit.DONE
+    error = failed(small_shop, job, code)
+    assert says in error["message"]
+    assert error["message"].endswith(".")
+    assert "\n" not in error["message"]
+    assert type(raised).__name__ in error["traceback"]
+
+
+def test_a_data_set_that_was_deleted_meanwhile_is_named(small_shop: Shop) -> None:
+    job = small_job(small_shop)
+    with small_shop.database.transaction() as session:
+        session.execute(update(Job).values(dataset_id=None))
+    small_shop.train(job)
+    assert "dataset" in failed(small_shop, job, "not_found")["message"]
+
+
+def failed(shop: Shop, job: Job, code: str) -> dict[str, Any]:
+    found = shop.job(job)
+    assert found.status == "failed"
+    assert found.error is not None
+    assert found.error["code"] == code, found.error
+    return found.error
+
+
+# Outages of the database
+
+
+def test_an_outage_while_training_costs_neither_the_job_nor_its_curve(shop: Shop) -> None:
+    """The database refuses a third of all transactions."""
+    dataset = shop.upload(TABLE, rows())
+    alone, troubled = (shop.submit(dataset, SMALL, SHORT) for _ in range(2))
+    shop.train(alone)
+    draw = random.Random(7)
+    refused = 0
+
+    def refuse(connection: Any) -> None:
+        nonlocal refused
+        if draw.random() < 1 / 3 and connection.get_execution_options().get("read_only") is None:
+            refused += 1
+            raise OperationalError("BEGIN", None, Exception("the database is away"))
+
+    claimed = shop.claimed(troubled)
+    with (
+        patch.object(worker.outages, "_PAUSE_SECONDS", 0.0),
+        patch.object(worker.report, "WRITE_SECONDS", 0.0),
+        patch.object(worker.report, "OUTAGE_SECONDS", 0.0),
+        patch.object(worker.desk, "connect", lambda url: troubled_database(url, refuse)),
+    ):
+        assert shop.work(claimed) is Exit.DONE
+    assert refused > 3
+    assert shop.job(troubled).status == "succeeded"
+    assert shop.last(troubled).weights_blob == shop.last(alone).weights_blob
+    assert shop.act(metrics.curve, alone.id) == shop.act(metrics.curve, troubled.id)
+
+
+def troubled_database(url: str, refuse: Callable[[Any], None]) -> Database:
+    database = connect(url)
+    event.listen(database.engine, "begin", refuse, insert=True)
+    return database
+
+
+def test_a_database_that_stays_away_ends_the_run_and_not_the_job(small_shop: Shop) -> None:
+    job = small_job(small_shop)
+    away = OperationalError("SELECT", None, Exception("the database is away"))
+    with (
+        patch.object(worker.outages, "PATIENCE_SECONDS", 0.0),
+        patch.object(Materials, "dataset", side_effect=away),
+    ):
+        assert small_shop.train(job) is Exit.UNREACHABLE
+    assert small_shop.job(job).status == "running"
+
+
+# Other tasks
+
+
+@pytest.mark.parametrize("architecture", ["random-forest", "linear"])
+def test_a_training_without_epochs_of_its_own_is_resumed_too(
+    small_shop: Shop, architecture: str
+) -> None:
+    dataset = small_shop.upload(TABLE, rows())
+    alone, moved = (small_shop.submit(dataset, {"name": architecture}) for _ in range(2))
+    small_shop.train(alone)
+    small_shop.train(moved, Orders("drain", 4))
+    small_shop.train(moved)
+    assert small_shop.job(moved).status == "succeeded", small_shop.job(moved).error
+    assert small_shop.last(moved).weights_blob == small_shop.last(alone).weights_blob
+
+
+def test_texts_are_trained_on_and_encoded_once(small_shop: Shop) -> None:
+    dataset = small_shop.upload("text-classification", texts())
+    small = {"name": "bag-of-embeddings"}
+    for place in range(2):
+        with patch.object(
+            worker.materials, "save_columns", wraps=worker.materials.save_columns
+        ) as saved:
+            job = small_shop.submit(dataset, small, {"epochs": 2})
+            small_shop.train(job)
+        assert small_shop.job(job).status == "succeeded", small_shop.job(job).error
+        assert saved.call_count == (0 if place else 3)
