@@ -35,7 +35,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app = Documented(
         title="Modelyard",
         version="1",
-        summary="Train models over HTTP, and predict with them the moment they are trained.",
         description=DESCRIPTION,
         openapi_tags=TAGS,
         openapi_url="/openapi.json" if settings.docs else None,

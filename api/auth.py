@@ -28,7 +28,7 @@ _IMPLIED = {
 }
 _TOUCH_SECONDS = 60
 
-OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 """Paths that need no key; so do the files of the docs page."""
 OPEN_FOLDER = "/docs/"
 

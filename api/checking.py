@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import resource
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +25,8 @@ from tasks.parts.problems import Invalid, Problem
 log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_WAIT_SECONDS = 30
+_WAIT_SECONDS = 10
+_WAITING = 8
 _ROW_GROUP_BYTES = 16 * 2**20
 
 
@@ -43,6 +45,8 @@ class Checker:
     def __init__(self, settings: ApiSettings) -> None:
         self._seconds, self._bytes = settings.check_seconds, settings.check_bytes
         self._room = BoundedSemaphore(settings.checks)
+        # Whoever waits holds a thread that other requests need.
+        self._hall = BoundedSemaphore(settings.checks + _WAITING)
         # Imports once what every check needs; each check then starts as a fork of that process.
         _CONTEXT.set_forkserver_preload(["__main__", __name__])
         forkserver.ensure_running()
@@ -51,12 +55,8 @@ class Checker:
         self, task: str, uploads: Mapping[str, Upload], options: DatasetOptions, folder: Path
     ) -> Verdict:
         """Check uploads; the Parquet files lie in `folder`. Raises Invalid, and Busy when there is no room."""
-        if not self._room.acquire(timeout=_WAIT_SECONDS):
-            raise Busy("Too many data sets are being checked.", seconds=30)
-        try:
+        with _place(self._hall, 0), _place(self._room, _WAIT_SECONDS):
             return self._check(task, uploads, options, folder)
-        finally:
-            self._room.release()
 
     def _check(
         self, task: str, uploads: Mapping[str, Upload], options: DatasetOptions, folder: Path
@@ -69,6 +69,17 @@ class Checker:
         if process.exitcode != 0 or not found.is_file():
             raise Invalid(_death(process, self._seconds, next(iter(uploads))))
         return _read(json.loads(found.read_bytes()), folder, next(iter(uploads)))
+
+
+@contextmanager
+def _place(room: BoundedSemaphore, seconds: float) -> Iterator[None]:
+    """A place in a room for a few. Raises Busy when none gets free in time."""
+    if not room.acquire(timeout=seconds):
+        raise Busy("Too many data sets are being checked.", seconds=30)
+    try:
+        yield
+    finally:
+        room.release()
 
 
 def _death(process: BaseProcess, seconds: int, loc: str) -> Problem:

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
-from api.errors import ErrorOut
+from api.errors import ErrorOut, documented
 
 DESCRIPTION = """
 Train PyTorch models over HTTP, and predict with them the moment they are trained.
@@ -59,13 +59,17 @@ _PARAMETERS: dict[str, Any] = {
 
 
 class Documented(FastAPI):
-    """An application whose OpenAPI document knows the problem documents that its routes refer to."""
+    """An application whose OpenAPI document tells what may be wrong with any body, and how it is told."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         template = "#/components/schemas/{model}"
         _, errors = models_json_schema([(ErrorOut, "serialization")], ref_template=template)
         document["components"]["schemas"] |= errors["$defs"]
+        for operation in (each for path in document["paths"].values() for each in path.values()):
+            if "requestBody" in operation:
+                of_bodies = {str(status): what for status, what in documented(400, 413).items()}
+                operation["responses"] = dict(sorted((operation["responses"] | of_bodies).items()))
         return document
 
 

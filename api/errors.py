@@ -130,10 +130,6 @@ class ErrorOut(BaseModel):
     errors: list[ProblemOut] = Field([], description="Every fault found, at most a hundred.")
 
 
-BODY = (400, 413)
-"""What may be wrong with any body."""
-
-
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for its OpenAPI description."""
     return {

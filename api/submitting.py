@@ -70,7 +70,7 @@ def extend(session: Session, project_id: str, job_id: str, epochs: int) -> Job:
             f"Job {job_id} is {jobs.shown_status(job)}; only one that succeeded can be extended."
         )
     longer = {"training": {"epochs": job.spec["training"]["epochs"] + epochs}}
-    spec = read_spec(merged(job.spec, longer))
+    spec = faults.read(Spec, merged(job.spec, longer))
     return _again(
         session,
         job,

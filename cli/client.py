@@ -24,6 +24,9 @@ class Client:
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout
         )
 
+    def close(self) -> None:
+        self.http.close()
+
     def upload(self, task: str, name: str, files: Mapping[str, Path], **options: Any) -> Answer:
         """Upload a data set: `file`, or `train` [+ `validation`] [+ `test`]."""
         opened = {part: (path.name, path.open("rb")) for part, path in files.items()}

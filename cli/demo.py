@@ -44,11 +44,14 @@ def _run(data: Path, port: int, *, once: bool) -> int:
             console.print((data / LOG).read_text()[-4_000:], markup=False)
             console.print("[red]The service did not start; what it said is above.[/]")
             return 1
+        client = Client(url, key)
         try:
-            _tour(Client(url, key))
+            _tour(client)
         except Refused as error:
             console.print(f"[red]{error}[/]")
             return 1
+        finally:
+            client.close()
         _goodbye(data, url, key)
         if once:
             return 0

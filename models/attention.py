@@ -9,6 +9,7 @@ from models.base import TokenEncoder
 from models.parts.optimizers import AdamW
 from models.parts.pooling import AttentionPooling
 from models.parts.recurrent import Recurrent, RecurrentBackbone
+from models.parts.texts import passes
 
 
 class Attention(TokenEncoder):
@@ -30,7 +31,7 @@ class Attention(TokenEncoder):
         64, ge=1, le=4096, description="Width of the hidden layer that scores the tokens."
     )
     dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of embeddings and states dropped in training."
+        0.5, ge=0, lt=1, description="Share of embeddings and states dropped in training."
     )
 
     def build(self, vocabulary: int, max_length: int) -> RecurrentBackbone:
@@ -42,7 +43,7 @@ class Attention(TokenEncoder):
         return nn.LSTM(self.width, self.width // 2, batch_first=True)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=2e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=2e-3)}
 
 
 class Hops(nn.Module):

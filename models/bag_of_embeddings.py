@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Backbone, TextEncoder
-from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import MeanPooling
+from models.parts.texts import passes, token_embedding
 
 
 class BagOfEmbeddings(TextEncoder):
@@ -22,7 +22,7 @@ class BagOfEmbeddings(TextEncoder):
         return MeanEmbedding(vocabulary, self.width, self.dropout)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=5e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=5e-3)}
 
 
 class MeanEmbedding(Backbone):

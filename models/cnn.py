@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -60,9 +61,10 @@ class Stages(Backbone):
         return list(self.stages)
 
     def forward(self, images: Tensor) -> Tensor:
+        maps = images.contiguous(memory_format=torch.channels_last)
         for part in self.stages:
-            images = part(images)
-        return images
+            maps = part(maps)
+        return maps
 
 
 def stage(inputs: int, width: int, pools: bool, options: CNN) -> nn.Sequential:

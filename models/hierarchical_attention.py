@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import PADDING, SENTENCE_END, Backbone, TextEncoder
-from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import AttentionPooling, inside
 from models.parts.recurrent import Recurrent
+from models.parts.texts import passes, token_embedding
 
 
 class HierarchicalAttention(TextEncoder):
@@ -22,14 +22,14 @@ class HierarchicalAttention(TextEncoder):
         128, ge=2, le=4096, multiple_of=2, description="Width of word and sentence states."
     )
     dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of embeddings and sentence vectors dropped in training."
+        0.5, ge=0, lt=1, description="Share of embeddings and sentence vectors dropped in training."
     )
 
     def build(self, vocabulary: int, max_length: int) -> Backbone:
         return WordsAndSentences(vocabulary, self.embedding, self.width, self.dropout)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=2e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=2e-3)}
 
 
 class Sentences(NamedTuple):

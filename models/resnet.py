@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -112,7 +113,7 @@ class Residual(Backbone):
         return [self.stem, *self.stages]
 
     def forward(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.stem(images)
+        maps: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             maps = stage(maps)
         return maps

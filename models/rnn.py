@@ -7,6 +7,7 @@ from torch import nn
 
 from models.parts.optimizers import AdamW
 from models.parts.recurrent import RecurrentEncoder
+from models.parts.texts import passes
 
 
 class RNN(RecurrentEncoder):
@@ -20,4 +21,4 @@ class RNN(RecurrentEncoder):
 
     def defaults(self, examples: int) -> dict[str, Any]:
         # Without gates, gradients through many steps ask for smaller ones.
-        return {"optimizer": AdamW(learning_rate=1e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=1e-3)}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import TokenBackbone, TokenEncoder
-from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import MaxPooling
+from models.parts.texts import passes, token_embedding
 
 
 class TextCNN(TokenEncoder):
@@ -23,14 +23,14 @@ class TextCNN(TokenEncoder):
     )
     filters: int = Field(64, ge=1, le=4096, description="Filters of each kernel width.")
     dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of embeddings and features dropped in training."
+        0.5, ge=0, lt=1, description="Share of embeddings and features dropped in training."
     )
 
     def build(self, vocabulary: int, max_length: int) -> TokenBackbone:
         return Windows(vocabulary, self)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=2e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=2e-3)}
 
 
 class Windows(TokenBackbone):

@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.base import TokenBackbone, TokenEncoder
-from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, inside, pooling
 from models.parts.schedules import Cosine
+from models.parts.texts import passes, token_embedding
 from models.parts.transformer import TransformerLayer, sinusoids
 
 
@@ -44,7 +44,11 @@ class Transformer(TokenEncoder):
         return TransformerBackbone(vocabulary, max_length, self)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=1e-3), "schedule": Cosine(warmup=0.1)}
+        return {
+            "epochs": passes(examples),
+            "optimizer": AdamW(learning_rate=1e-3),
+            "schedule": Cosine(warmup=0.1),
+        }
 
 
 class Embeddings(nn.Module):

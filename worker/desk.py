@@ -1,6 +1,8 @@
 """What a trainer has at hand for its job, and the ways to hand the job back."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -60,8 +62,9 @@ class Desk(NamedTuple):
         persist(write)
 
 
-def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Desk:
-    """Begin the run. Raises Fenced when somebody else has the job, and Unreachable."""
+@contextmanager
+def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Iterator[Desk]:
+    """Where the run is done. Raises Fenced when somebody else has the job, and Unreachable."""
     database = connect(settings.database)
 
     def hold() -> Job:
@@ -70,7 +73,10 @@ def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> 
 
     cache = Cache(settings.cache_dir, settings.training_cache_bytes)
     materials = Materials(database, cache)
-    return Desk(persist(hold), database, materials, settings, assignment.device, inbox)
+    try:
+        yield Desk(persist(hold), database, materials, settings, assignment.device, inbox)
+    finally:
+        database.dispose()
 
 
 def settle(assignment: Assignment) -> None:

@@ -28,7 +28,8 @@ def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Exit:
     """Do a job. How it went stands in its row, unless the row is not to be had any more."""
     settle(assignment)
     try:
-        tell(sit_down(assignment, settings, inbox))
+        with sit_down(assignment, settings, inbox) as desk:
+            tell(desk)
     except Fenced:
         return Exit.FENCED
     except Unreachable as error:
@@ -120,6 +121,7 @@ def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Comma
         if ended is not None:
             break
         if kept.due:
+            report.write()  # or else a crash right after the checkpoint leaves a hole in the curves
             kept.save(learner, at)
     if ended == "cancel" or at is ready.start:
         return ended

@@ -25,6 +25,14 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+def wait_until_warm() -> None:
+    """Return when trainers start in no time. One that has to wait for torch would lose its lease."""
+    process = _FORKED.Process(target=int, name="warm")
+    process.start()
+    process.join()
+    process.close()
+
+
 class Run:
     """One run of one job in a process of its own, which is there from the start."""
 

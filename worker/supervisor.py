@@ -14,7 +14,7 @@ from store.tables import Job
 from worker import devices
 from worker.devices import Device
 from worker.outages import PATIENCE_SECONDS, Unreachable, persist
-from worker.runs import Run
+from worker.runs import Run, wait_until_warm
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Supervisor(Thread):
         self._next_beat = 0.0
 
     def run(self) -> None:
+        wait_until_warm()
         while not self._stopping.is_set():
             try:
                 job = self._claim()

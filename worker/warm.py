@@ -1,6 +1,7 @@
 """Imported by the parent that trainers are forked from, so that each starts with everything loaded.
 
-Nothing here touches a GPU or starts a thread: neither would survive the fork.
+Nothing here touches a GPU or computes: neither CUDA nor pools of threads survive a fork. The threads
+that libraries start when they are loaded are the allocator's and BLAS's own, which expect it.
 """
 
 import signal

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.auth import Admin, Keys
 from api.dependencies import CurrentDatabase, Reading, Writing
-from api.errors import BODY, documented
+from api.errors import documented
 from api.schemas import After, Limit, PageOut, page_out
 from models.parts.options import Plain
 from store import blobs, jobs, keys, projects, storage, workers
@@ -183,7 +183,7 @@ def get_queue(principal: Admin, session: Reading) -> QueuesOut:
     )
 
 
-@router.post("/keys", status_code=201, summary="Make a key", responses=documented(404, *BODY))
+@router.post("/keys", status_code=201, summary="Make a key", responses=documented(404))
 def create_key(
     response: Response, principal: Admin, session: Writing, body: KeyCreate
 ) -> NewKeyOut:
@@ -218,7 +218,7 @@ def revoke_key(request: Request, _: Admin, session: Writing, key_id: str) -> Non
     known.forget(key_id)
 
 
-@router.post("/projects", status_code=201, summary="Make a project", responses=documented(*BODY))
+@router.post("/projects", status_code=201, summary="Make a project")
 def create_project(_: Admin, session: Writing, body: ProjectCreate) -> ProjectOut:
     """A project keeps its data sets, jobs and models apart from those of others."""
     return ProjectOut.model_validate(projects.ensure(session, body.name))

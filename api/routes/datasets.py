@@ -18,7 +18,7 @@ from api.auth import Train
 from api.cache import Cache
 from api.checking import Checker, Verdict
 from api.dependencies import CurrentDatabase, CurrentSettings, Reading, Writing
-from api.errors import BODY, documented
+from api.errors import documented
 from api.schemas import After, Limit, PageOut, page_out
 from store import blobs, datasets
 from store.errors import NotFound
@@ -96,7 +96,6 @@ _Name = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
     status_code=201,
     response_model=DatasetOut,
     summary="Upload a data set",
-    responses=documented(*BODY),
 )
 def create_dataset(
     request: Request,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.auth import Train
 from api.dependencies import Reading, Writing
-from api.errors import BODY, documented
+from api.errors import documented
 from api.job_schemas import (
     Extension,
     JobCreate,
@@ -54,7 +54,7 @@ def _new(job: JobOut, request: Request, response: Response, after: BackgroundTas
     return job
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409, *BODY))
+@router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409))
 def create_job(
     request: Request,
     response: Response,
@@ -101,7 +101,7 @@ def get_job(principal: Train, session: Reading, job_id: str) -> JobOut:
     return job_in_detail(session, jobs.get(session, principal.project_id, job_id))
 
 
-@router.patch("/{job_id}", summary="Rename or move a job", responses=documented(404, 409, *BODY))
+@router.patch("/{job_id}", summary="Rename or move a job", responses=documented(404, 409))
 def update_job(principal: Train, session: Writing, job_id: str, body: JobUpdate) -> JobOut:
     """Changes the name that people see, or the place in the queue."""
     job = jobs.update(session, principal.project_id, job_id, name=body.name, priority=body.priority)
@@ -163,7 +163,7 @@ def retry_job(
 
 
 @router.post(
-    "/{job_id}/clone", status_code=202, summary="Clone a job", responses=documented(404, 409, *BODY)
+    "/{job_id}/clone", status_code=202, summary="Clone a job", responses=documented(404, 409)
 )
 def clone_job(
     request: Request,
@@ -180,7 +180,7 @@ def clone_job(
 
 
 @router.post(
-    "/{job_id}/extend", status_code=202, summary="Train on", responses=documented(404, 409, *BODY)
+    "/{job_id}/extend", status_code=202, summary="Train on", responses=documented(404, 409)
 )
 def extend_job(
     request: Request,

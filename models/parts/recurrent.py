@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import TokenBackbone, TokenEncoder
-from models.parts.embeddings import token_embedding
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, pooling
+from models.parts.texts import passes, token_embedding
 
 
 class Recurrent(nn.Module):
@@ -101,7 +101,7 @@ class RecurrentEncoder(TokenEncoder):
     layers: int = Field(1, ge=1, le=16, description="Recurrent layers on top of each other.")
     bidirectional: bool = Field(True, description="Read each text in both directions.")
     dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of embeddings and states dropped in training."
+        0.5, ge=0, lt=1, description="Share of embeddings and states dropped in training."
     )
     pooling: Pooling | Literal["last"] = Field(
         "max", description="How the states of a text become one vector."
@@ -130,4 +130,4 @@ class RecurrentEncoder(TokenEncoder):
         return pooling(self.pooling, self.width)
 
     def defaults(self, examples: int) -> dict[str, Any]:
-        return {"optimizer": AdamW(learning_rate=2e-3)}
+        return {"epochs": passes(examples), "optimizer": AdamW(learning_rate=2e-3)}

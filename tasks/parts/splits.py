@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
 from models.parts.options import Plain
 from tasks.parts.problems import Invalid, Problem
 
 SPLITS = ("train", "validation", "test")
+Places = NDArray[np.int64]
 LINE = "\0line"
 """A column a reader may add: where each example stood in its file. `Task.describe` drops it."""
 
@@ -99,28 +101,40 @@ def _drawn(
                 "fraction + test_fraction below 1",
             )
         )
-    groups = (
-        whole.with_row_index("_row").partition_by(stratum, maintain_order=True)
-        if stratum and options.stratify and stratum in whole.columns
-        else [whole.with_row_index("_row")]
-    )
-    place = np.zeros(whole.height, dtype=np.int64)
-    owed = dict.fromkeys(wanted, 0.0)  # what rounding took from the groups before
+    classed = stratum if options.stratify and stratum in whole.columns else None
+    place = _places(_groups(whole, classed), list(wanted.values()), random)
+    return {name: whole.filter(place == n) for n, name in enumerate(["train", *wanted])}
+
+
+def _groups(whole: pl.DataFrame, stratum: str | None) -> list[Places]:
+    """The rows of each class; all rows if there are no classes to keep apart."""
+    rows = np.arange(whole.height)
+    if stratum is None:
+        return [rows]
+    table = pl.DataFrame({"class": whole[stratum], "row": rows})
+    parts = table.partition_by("class", maintain_order=True)
+    return [part["row"].to_numpy() for part in parts]
+
+
+def _places(groups: list[Places], shares: list[float], random: np.random.Generator) -> Places:
+    """For each row 0 for train, or which of the shares it is held out for, counted from 1."""
+    place = np.zeros(sum(map(len, groups)), dtype=np.int64)
+    owed = np.zeros(len(shares))
     for group in groups:
-        rows = random.permutation(group["_row"].to_numpy())
-        start = 0
-        for number, (name, share) in enumerate(wanted.items(), start=1):
-            owed[name] += share * len(rows)
+        rows = random.permutation(group)
+        for number, share in enumerate(shares):
+            wanted = share * len(group) + owed[number]
             # At least one example of every class stays in the train split.
-            count = max(0, min(round(owed[name]), len(rows) - start - 1))
-            place[rows[start : start + count]] = number
-            owed[name] -= count
-            start += count
-    for number in range(1, len(wanted) + 1):
-        if not (place == number).any() and whole.height > len(wanted):
-            place[random.choice(np.flatnonzero(place == 0))] = number
-    names = ["train", *wanted]
-    return {name: whole.filter(place == number) for number, name in enumerate(names)}
+            count = max(0, min(round(wanted), len(rows) - 1))
+            held, rows = rows[:count], rows[count:]
+            place[held] = number + 1
+            # What rounding took from one class is given to the next, so that the sum is right.
+            owed[number] = min(wanted - count, 0.5)
+    for number in range(1, len(shares) + 1):
+        spare = [rows for group in groups if len(rows := group[place[group] == 0]) > 1]
+        if not (place == number).any() and (spare or (place == 0).sum() > 1):
+            place[random.choice(np.concatenate(spare or [np.flatnonzero(place == 0)]))] = number
+    return place
 
 
 def overlap(splits: Mapping[str, pl.DataFrame], columns: list[str]) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from tests.api.service import ADMIN_KEY, BODY_BYTES, ROWS, TASK, UPLOAD_BYTES, S
 
 
 @pytest.fixture(scope="session")
-def service(
-    _sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
+def service(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     shutil.copy(_sqlite_template, folder / "modelyard.sqlite")
     settings = ApiSettings(
@@ -47,8 +45,12 @@ def admin(service: Service) -> TestClient:
 def upload(client: TestClient) -> Callable[..., Any]:
     """Uploads a file, by default a good one, and gives the answer."""
 
-    def send(content: str | bytes = ROWS, task: str = TASK, file: str = "rows.csv", **form: Any) -> Any:
-        return client.post("/v1/datasets", data={"task": task, **form}, files={"file": (file, content)})
+    def send(
+        content: str | bytes = ROWS, task: str = TASK, file: str = "rows.csv", **form: Any
+    ) -> Any:
+        return client.post(
+            "/v1/datasets", data={"task": task, **form}, files={"file": (file, content)}
+        )
 
     return send
 

@@ -13,7 +13,9 @@ from store.tables import Checkpoint, Job
 
 ADMIN_KEY = "an admin key for tests"
 TASK = "tabular-classification"
-ROWS = "a,b,label\n" + "".join(f"{i},{i * 2 % 7},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(40))
+ROWS = "a,b,label\n" + "".join(
+    f"{i},{i * 2 % 7},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(40)
+)
 UPLOAD_BYTES, BODY_BYTES = 200_000, 100_000
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -206,4 +205,3 @@ def test_a_remembered_key_needs_no_database(service: Service) -> None:
         del keys._look_up
         keys.cache_seconds = 0
     assert len(looked) == 1
-    time.sleep(0)

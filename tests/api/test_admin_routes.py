@@ -67,9 +67,7 @@ def test_a_project_of_the_same_name_is_the_same(admin: TestClient) -> None:
     assert first in admin.get("/v1/projects").json()["data"]
 
 
-def test_queues_and_workers_are_shown(
-    service: Service, admin: TestClient, worker: Worker
-) -> None:
+def test_queues_and_workers_are_shown(service: Service, admin: TestClient, worker: Worker) -> None:
     key = service.key("train", project="default")
     client = service.client(key)
     files = {"file": ("rows.csv", "a,label\n" + "1,x\n2,y\n" * 10)}

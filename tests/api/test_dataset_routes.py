@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from threading import BoundedSemaphore
 from typing import Any
 
 import polars as pl
@@ -39,6 +40,12 @@ def test_given_splits_stay_as_they_are(client: TestClient) -> None:
     assert answer.json()["splits"] == {"train": 40, "validation": 40, "test": 40}
 
 
+def test_files_left_out_may_be_sent_empty_as_the_docs_page_does(upload: Upload) -> None:
+    answer = upload(name="", train="", validation="", test="", options="")
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["name"] == "rows"
+
+
 def test_options_change_how_an_upload_is_read(upload: Upload) -> None:
     options = {"split": {"fraction": 0.5, "seed": 3}}
     made = upload(options=json.dumps(options)).json()
@@ -72,7 +79,9 @@ def test_images_are_shown_as_base64(client: TestClient) -> None:
     assert any(isinstance(value, str) and len(value) > 50 for value in page["data"][0].values())
 
 
-def test_lists_show_the_newest_first_and_can_be_filtered(client: TestClient, upload: Upload) -> None:
+def test_lists_show_the_newest_first_and_can_be_filtered(
+    client: TestClient, upload: Upload
+) -> None:
     ids = [upload().json()["id"] for _ in range(3)]
     first = client.get("/v1/datasets", params={"limit": 2}).json()
     assert [row["id"] for row in first["data"]] == [ids[2], ids[1]]
@@ -202,6 +211,18 @@ def test_a_check_out_of_time_or_memory_is_the_datas_fault(service: Service, uplo
         assert "longer" in error["msg"]
     finally:
         checker._seconds, checker._bytes = seconds, memory
+    assert _kept(service) == before
+
+
+def test_a_check_without_room_is_put_off(
+    service: Service, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.app.state.checker, "_hall", BoundedSemaphore(1))
+    before = _kept(service)
+    with service.app.state.checker._hall:
+        answer = upload()
+    assert errors_of(answer, 503) == []
+    assert int(answer.headers["Retry-After"]) > 0
     assert _kept(service) == before
 
 

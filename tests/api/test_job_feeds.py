@@ -32,9 +32,7 @@ def test_events_come_in_pages_without_gaps(client: TestClient, job: str, worker:
     assert first["data"] + rest["data"] == page["data"]
 
 
-def test_a_stream_follows_the_job_to_its_end(
-    client: TestClient, job: str, worker: Worker
-) -> None:
+def test_a_stream_follows_the_job_to_its_end(client: TestClient, job: str, worker: Worker) -> None:
     def run() -> None:
         time.sleep(0.7)
         worker.succeed(job)
@@ -46,7 +44,13 @@ def test_a_stream_follows_the_job_to_its_end(
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     events = events_of(answer.text)
     assert [event.get("id") for event in events] == ["1", "2", "3", "4", None]
-    assert [event["event"] for event in events] == ["status", "status", "checkpoint", "status", "end"]
+    assert [event["event"] for event in events] == [
+        "status",
+        "status",
+        "checkpoint",
+        "status",
+        "end",
+    ]
     assert json.loads(events[3]["data"])["status"] == "succeeded"
 
 
@@ -70,7 +74,10 @@ def test_logs_come_as_json_and_as_text(client: TestClient, job: str, worker: Wor
     worker.record(held, lines=[*lines, ("error", "the end")])
     path = f"/v1/jobs/{job}/logs"
     page = client.get(path, params={"limit": 2, "after": 1}).json()
-    assert [(line["seq"], line["line"]) for line in page["data"]] == [(2, "epoch 2"), (3, "epoch 3")]
+    assert [(line["seq"], line["line"]) for line in page["data"]] == [
+        (2, "epoch 2"),
+        (3, "epoch 3"),
+    ]
     text = client.get(path, headers={"Accept": "text/plain"}).text.splitlines()
     assert len(text) == 700
     assert text[0].endswith("info epoch 1")

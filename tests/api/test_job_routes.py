@@ -66,7 +66,8 @@ def test_what_is_asked_for_is_what_is_resolved(client: TestClient, dataset: str)
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("My Rows (2024).csv", "my-rows-2024"), ("job_1.csv", "job-1"), ("??.csv", "model")]
+    ("file", "name"),
+    [("My Rows (2024).csv", "my-rows-2024"), ("job_1.csv", "job-1"), ("??.csv", "model")],
 )
 def test_a_data_sets_name_becomes_a_models_name(
     client: TestClient, upload: Any, file: str, name: str
@@ -212,7 +213,14 @@ def test_what_is_not_there_is_not_found(client: TestClient, dataset: str) -> Non
 def test_a_job_is_shown_through_its_life(client: TestClient, job: str, worker: Worker) -> None:
     path = f"/v1/jobs/{job}"
     held = worker.take(job)
-    progress = {"epoch": 1, "epochs": 3, "step": 8, "steps": 24, "percent": 33.3, "eta_seconds": 2.5}
+    progress = {
+        "epoch": 1,
+        "epochs": 3,
+        "step": 8,
+        "steps": 24,
+        "percent": 33.3,
+        "eta_seconds": 2.5,
+    }
     worker.record(held, progress=progress)
     shown = client.get(path).json()
     assert (shown["status"], shown["attempts"], shown["worker"]) == ("running", 1, "worker")
@@ -304,6 +312,8 @@ def test_extend_trains_on(client: TestClient, job: str, worker: Worker) -> None:
     for epochs in (0, "many", 10**9, None):
         answer = client.post(f"/v1/jobs/{job}/extend", json={"epochs": epochs})
         assert errors_of(answer)[0]["loc"] == ["epochs"]
+    answer = client.post(f"/v1/jobs/{job}/extend", json={"epochs": 100_000})
+    assert errors_of(answer)[0]["loc"] == ["training", "epochs"]
 
 
 def test_a_job_can_be_renamed_and_moved(client: TestClient, job: str) -> None:
@@ -331,7 +341,10 @@ def test_jobs_can_be_listed_by_status_task_and_data_set(
     assert _ids(client, dataset=dataset, status="queued") == [second]
     assert _ids(client, task="nothing") == []
     assert _ids(client, limit=1) == [third]
-    assert errors_of(client.get("/v1/jobs", params={"status": "done"}))[0]["loc"] == ["query", "status"]
+    assert errors_of(client.get("/v1/jobs", params={"status": "done"}))[0]["loc"] == [
+        "query",
+        "status",
+    ]
     for limit in (0, 101, "x"):
         errors_of(client.get("/v1/jobs", params={"limit": limit}))
 

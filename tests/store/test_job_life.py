@@ -157,6 +157,16 @@ def test_a_repeated_finish_is_a_success_and_makes_no_second_model(world: World) 
     assert world.fenced(jobs.finish, job, "failed")
 
 
+def test_an_end_told_by_a_lost_lease_is_refused_even_when_it_is_the_same(world: World) -> None:
+    stale = world.start()
+    world.lose(stale)
+    world.act(jobs.reap)
+    holder = world.claim()
+    assert holder is not None
+    world.holder(jobs.finish, holder, "failed")
+    assert world.fenced(jobs.finish, stale, "failed")
+
+
 def test_a_training_cannot_succeed_without_a_checkpoint(world: World) -> None:
     job = world.start()
     with pytest.raises(Conflict, match="no checkpoint to make a model of"):
@@ -318,6 +328,12 @@ def test_a_paused_job_waits_until_it_is_resumed(world: World) -> None:
     resumed = world.user(jobs.resume, job)
     assert (resumed.status, resumed.attempt) == ("queued", 0)
     assert world.claim() is not None
+
+
+def test_a_job_that_is_lost_while_pausing_is_paused_even_in_its_last_attempt(world: World) -> None:
+    job = world.start(max_attempts=1)
+    world.user(jobs.pause, job)
+    assert world.holder(jobs.release, job, charge=True) == "paused"
 
 
 def test_a_queued_job_is_paused_at_once_and_pausing_it_again_changes_nothing(world: World) -> None:

@@ -21,6 +21,8 @@ from store.tables import TERMINAL, Checkpoint, Job, Model
 from tests.store.world import TTL, World
 
 MAX_ATTEMPTS = 2
+MOST_JOBS = 3
+"""Few, so that much happens to each."""
 INDEX = st.integers(0, 30)
 
 
@@ -73,7 +75,14 @@ class JobMachine(RuleBasedStateMachine):
             session.execute(delete(Model))
             session.execute(delete(Checkpoint))
             session.execute(delete(Job))
+        for priority in range(MOST_JOBS):
+            self.submit(priority)
+            self.claim()
 
+    def unfinished(self) -> int:
+        return sum(job.status not in TERMINAL for job in self.jobs.values())
+
+    @precondition(lambda self: self.unfinished() < MOST_JOBS)
     @rule(priority=st.integers(0, 2))
     def submit(self, priority: int) -> None:
         job = self.world.submit(priority=priority, max_attempts=MAX_ATTEMPTS)
@@ -178,6 +187,29 @@ class JobMachine(RuleBasedStateMachine):
         for job in self.jobs.values():
             job.delayed = False
 
+    @rule(late=st.sampled_from(["renew", "save", "record", "finish", "release"]), data=st.data())
+    def wake_up_late(self, late: str, data: st.DataObject) -> None:
+        """A worker stops for long, another one takes its job and maybe ends it, then the first goes on."""
+        running = [id for id, job in self.jobs.items() if job.status == "running"]
+        if not running:
+            return
+        id = data.draw(st.sampled_from(running))
+        stale = self.newest(id)
+        self.go_silent(self.which(stale))
+        self.reap()
+        self.wait()
+        for _ in range(MOST_JOBS):
+            self.claim()
+        end = data.draw(st.sampled_from([None, *TERMINAL]))
+        if end is not None:
+            self.finish(self.which(self.newest(id)), end)
+        options: dict[str, Any] = {
+            "save": {"further": True, "is_best": True},
+            "finish": {"status": end or "failed"},
+            "release": {"charge": True, "delay": 0.0},
+        }
+        getattr(self, late)(self.which(stale), **options.get(late, {}))
+
     @precondition(lambda self: self.jobs)
     @rule(which=INDEX, wish=st.sampled_from(["cancel", "stop", "pause", "resume"]))
     def ask(self, which: int, wish: str) -> None:
@@ -215,6 +247,13 @@ class JobMachine(RuleBasedStateMachine):
             job.attempt, job.delayed = 0, False
             job.leave("queued")
 
+    def newest(self, id: str) -> Job:
+        return next(lease for lease in reversed(self.leases) if lease.id == id)
+
+    def which(self, lease: Job) -> int:
+        """The number by which the rules know a lease."""
+        return len(self.leases) - 1 - self.leases.index(lease)
+
     def lease(self, which: int) -> tuple[Job, Expected, bool]:
         """A lease given before, newest first, its job, and whether it is still the one that runs it."""
         lease = self.leases[-1 - which % len(self.leases)]
@@ -241,7 +280,7 @@ class JobMachine(RuleBasedStateMachine):
 def test_jobs_keep_their_promises_whatever_happens_in_whatever_order(world: World) -> None:
     postgres = world.database.dialect == "postgresql"
     run_state_machine_as_test(
-        lambda: JobMachine(world),
+        lambda: JobMachine(world),  # type: ignore[arg-type]
         settings=settings(
             max_examples=10 if postgres else 30,
             stateful_step_count=30,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 from store import datasets, ids, jobs, keys, metrics, projects, replies, session, workers
 from store.columns import storable
@@ -218,7 +219,7 @@ def test_a_key_cannot_be_used_for_another_request(world: World) -> None:
 
 
 def test_a_request_that_failed_may_be_repeated(world: World) -> None:
-    def failing(s: session.Session) -> None:
+    def failing(s: Session) -> None:
         replies.begin(s, world.project, "k", "same")
         raise Conflict("no")
 

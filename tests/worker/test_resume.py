@@ -1,7 +1,6 @@
 """A training that was interrupted ends with the same weights, bit for bit, as one that was left alone."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,21 +40,32 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         {"name": "random-forest", "trees": 12},
         {},
     ),
-    "lstm": ("text-classification", texts(90).encode(), {"name": "lstm"}, {"epochs": 2}),
+    "lstm": (
+        "text-classification",
+        texts(90).encode(),
+        {"name": "lstm", "embedding": 8, "width": 8},
+        {"epochs": 2},
+    ),
     "transformer": (
         "text-classification",
         texts(90).encode(),
-        {"name": "transformer"},
+        {"name": "transformer", "layers": 1, "width": 16, "feedforward": 16},
         {"epochs": 2},
     ),
-    "cnn": ("image-classification", pictures(), {"name": "cnn"}, {"epochs": 2}),
+    "cnn": (
+        "image-classification",
+        pictures(),
+        {"name": "cnn", "channels": [8, 8], "dropout": 0.2},
+        {"epochs": 2},
+    ),
 }
 
 
 @pytest.fixture(params=sorted(CASES))
-def case(request: pytest.FixtureRequest) -> Iterator[str]:
+def case(request: pytest.FixtureRequest) -> str:
     torch.set_num_threads(1)
-    yield request.param
+    name: str = request.param
+    return name
 
 
 def fresh(case: str) -> Course:

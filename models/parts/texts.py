@@ -1,4 +1,4 @@
-"""Token embeddings."""
+"""What networks over texts share: fresh token embeddings, and how long they learn."""
 
 from torch import nn
 
@@ -15,3 +15,8 @@ def token_embedding(vocabulary: int, width: int) -> nn.Embedding:
     nn.init.normal_(embedding.weight, std=SCALE)
     embedding.weight.data[PADDING] = 0
     return embedding
+
+
+def passes(examples: int) -> int:
+    """Epochs that suit so many texts: soon after, networks with fresh embeddings know them by heart."""
+    return max(4, min(30, round(100_000 / examples)))

@@ -1,0 +1,94 @@
+"""A tiny upload for every task, easy enough to be learned in seconds."""
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tasks.base import Upload
+
+SEED = 7
+
+
+def toy(task: str, folder: Path, examples: int = 120) -> dict[str, Upload]:
+    """The files of a data set for the task of that name, written into `folder`."""
+    name, write = _TOYS[task]
+    path = folder / name
+    write(path, examples)
+    return {"file": Upload(path, name)}
+
+
+def tasks_with_toys() -> list[str]:
+    return sorted(_TOYS)
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def flowers(path: Path, examples: int) -> None:
+    """Two kinds that length and colour tell apart; some lengths are missing."""
+    draw = np.random.default_rng(SEED)
+    rows = []
+    for number in range(examples):
+        kind = number % 2
+        length = f"{draw.normal(3 + 3 * kind, 0.5):.2f}" if draw.random() > 0.05 else "NA"
+        colour = draw.choice(["red", "blue"] if draw.random() > 0.1 else ["green"])
+        day = f"2024-{draw.integers(1, 13):02}-{draw.integers(1, 29):02}"
+        rows.append([length, colour, day, ["iris", "rose"][kind]])
+    write_csv(path, ["length", "colour", "picked", "kind"], rows)
+
+
+def prices(path: Path, examples: int) -> None:
+    """A price that is linear in size and depends on the place."""
+    draw = np.random.default_rng(SEED)
+    rows = []
+    for _ in range(examples):
+        size, place = draw.uniform(20, 200), draw.choice(["town", "village"])
+        price = 1000 * size * (2 if place == "town" else 1) + draw.normal(0, 3000)
+        rows.append([f"{size:.1f}", place, f"{price:.0f}"])
+    write_csv(path, ["size", "place", "price"], rows)
+
+
+def reviews(path: Path, examples: int) -> None:
+    """Opinions that single words give away."""
+    draw = np.random.default_rng(SEED)
+    words = {"good": ["wonderful", "great", "lovely"], "bad": ["awful", "boring", "terrible"]}
+    things = ["film", "book", "meal", "song", "trip"]
+    rows = []
+    for number in range(examples):
+        label = ["good", "bad"][number % 2]
+        text = f"What a {draw.choice(words[label])} {draw.choice(things)} that was, {number} times!"
+        rows.append([text, label])
+    write_csv(path, ["text", "label"], rows)
+
+
+def bars(path: Path, examples: int) -> None:
+    """Folders of small pictures: a bar that lies, or one that stands."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            pixels = draw.integers(0, 60, (12, 12), dtype=np.uint8)
+            place = int(draw.integers(2, 9))
+            if number % 2:
+                pixels[place : place + 2] = 220
+            else:
+                pixels[:, place : place + 2] = 220
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            archive.writestr(f"{['standing', 'lying'][number % 2]}/{number}.png", file.getvalue())
+
+
+_TOYS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+    "tabular-classification": ("flowers.csv", flowers),
+    "tabular-regression": ("prices.csv", prices),
+    "text-classification": ("reviews.csv", reviews),
+    "image-classification": ("bars.zip", bars),
+}
