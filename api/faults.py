@@ -21,7 +21,7 @@ def of_request(request: Request, error: RequestValidationError) -> list[Problem]
     """What is wrong with a request's body, path, query and headers."""
     schema = _body_schema(request)
     return [
-        _of_body(fault, fault["loc"][1:], error.body, schema)
+        _in_body(_of_body(fault, fault["loc"][1:], error.body, schema))
         if fault["loc"][:1] == ("body",)
         else _problem(fault, tuple(fault["loc"]))
         for fault in error.errors()
@@ -36,7 +36,8 @@ def read(model: type[Model], value: Any, place: Way = ()) -> Model:
         faults = [
             _of_body(fault, fault["loc"], value, Schema.of(model)) for fault in error.errors()
         ]
-        raise Invalid(*(fault._replace(loc=(*place, *fault.loc)) for fault in faults)) from None
+        found = (_in_body(fault._replace(loc=(*place, *fault.loc))) for fault in faults)
+        raise Invalid(*found) from None
 
 
 def _body_schema(request: Request) -> Schema:
@@ -47,9 +48,13 @@ def _body_schema(request: Request) -> Schema:
     return Schema(next((media["schema"] for media in content), {}), document)
 
 
+def _in_body(problem: Problem) -> Problem:
+    return problem if problem.loc else problem._replace(loc=("body",))
+
+
 def _of_body(fault: Any, loc: Sequence[str | int], body: Any, schema: Schema) -> Problem:
     way = _as_written(loc, body)
-    problem = _problem(fault, way or ("body",))
+    problem = _problem(fault, way)
     if fault["type"] == "union_tag_not_found":
         options = schema.at(way, body).names()
         return Problem((*way, "name"), "is missing", None, options or None)

@@ -31,7 +31,7 @@ class VersionOut(BaseModel):
 class ModelOut(BaseModel):
     """A model: a name, its versions, and the aliases that point at them."""
 
-    id: str
+    id: str = Field(description="Its id.")
     name: str = Field(description="What predictions are asked of.", examples=["reviews"])
     task: str | None = Field(description="What its newest version does.")
     versions: int = Field(description="How many versions there are.")
@@ -92,8 +92,8 @@ class AliasIn(Plain):
 class AliasOut(BaseModel):
     """An alias and what it means."""
 
-    alias: str
-    version: int
+    alias: str = Field(description="The name behind the @.")
+    version: int = Field(description="The version it points at.")
     ref: str = Field(description="How to ask for it.", examples=["reviews@production"])
 
 

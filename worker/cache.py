@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.parts.columns import Columns, Dense, Ragged
 
+_LEFT_OVER_SECONDS = 86_400
 _COLUMNS: Mapping[str, type[Dense] | type[Ragged]] = {"Dense": Dense, "Ragged": Ragged}
 
 
@@ -21,12 +24,18 @@ class Cache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(folder)
         self._folder, self._limit = folder, limit_bytes
         self._in_use: dict[str, int] = {}
-        """Locked file descriptors; the locks end with this process."""
+        """Descriptors that hold locks, which end with this process at the latest."""
+
+    def close(self) -> None:
+        """Give up what is in use."""
+        while self._in_use:
+            os.close(self._in_use.popitem()[1])
 
     def get(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The file `name`, written by `make(path)` if it is not there; kept while this process lives."""
+        """The file `name`, written by `make(path)` if it is not there; stays until `close`."""
         path = self._folder / name
         while not self._lock(path):
             self._write(path, make)
@@ -65,6 +74,14 @@ class Cache:
                 return
             if _removed(path):
                 over -= stat.st_size
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what trainers were writing when they were killed, here and in `worker.checkpoints`."""
+    for path in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _removed(path: Path) -> bool:

@@ -76,6 +76,7 @@ def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> 
     try:
         yield Desk(persist(hold), database, materials, settings, assignment.device, inbox)
     finally:
+        cache.close()
         database.dispose()
 
 

@@ -84,12 +84,15 @@ def prepare(desk: Desk) -> Ready:
     dataset, files = materials.dataset(job.dataset_id or "")
     checkpoint = checkpoints.newest(desk.database, job)
     base = None if checkpoint else desk.base
+    examples = {name: materials.examples(blob) for name, blob in files.items()}
     if checkpoint is not None:
         codec = spec.task.codec_type.model_validate(materials.codec(checkpoint))
     else:
-        examples = materials.examples(files["train"])
-        codec = spec.task.learn_codec(examples, dataset.schema, base and base.codec)
-    splits = {name: materials.split(blob, spec.task, codec) for name, blob in files.items()}
+        codec = spec.task.learn_codec(examples["train"], dataset.schema, base and base.codec)
+    splits = {
+        name: materials.split(files[name], frame, spec.task, codec)
+        for name, frame in examples.items()
+    }
 
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
@@ -170,7 +173,8 @@ def evaluate(desk: Desk) -> None:
     _, files = materials.dataset(desk.job.dataset_id or "")
     if split not in files:
         raise Invalid(Problem(("split",), "the data set has no such split", split, sorted(files)))
-    found = materials.split(files[split], trained.task, trained.codec)
+    examples = materials.examples(files[split])
+    found = materials.split(files[split], examples, trained.task, trained.codec)
     predictions = list(trained.predictions(found.columns))
     result = trained.task.evaluate(predictions, found.examples)
     metrics = {name: value for name, value in result.items() if name in trained.task.metrics}

@@ -29,12 +29,11 @@ class Materials:
             return datasets.load(session, dataset_id), datasets.files(session, dataset_id)
 
     def examples(self, blob_id: str) -> pl.DataFrame:
-        """The examples of a split."""
+        """The examples of the split that is this blob."""
         return pl.read_parquet(self.blob(blob_id))
 
-    def split(self, blob_id: str, task: Task, codec: Codec) -> Split:
+    def split(self, blob_id: str, examples: pl.DataFrame, task: Task, codec: Codec) -> Split:
         """A split, encoded now or at any time before by the same codec. Raises Invalid."""
-        examples = self.examples(blob_id)
 
         def encode(path: Path) -> None:
             save_columns(codec.encode(examples), path)

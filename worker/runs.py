@@ -1,6 +1,7 @@
 """A trainer at work, as its supervisor sees it."""
 
 import logging
+import os
 import signal
 import time
 from multiprocessing import forkserver, get_context
@@ -21,6 +22,8 @@ _FORKED = get_context("forkserver")
 
 def warm_up() -> None:
     """Start the process that trainers are forked from; it loads torch while nobody waits for it."""
+    # Torch reads it when it is loaded, which `worker.warm` does first; `models` says what it is for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _FORKED.set_forkserver_preload(["worker.warm"])
     forkserver.ensure_running()
 

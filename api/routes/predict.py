@@ -54,8 +54,8 @@ class PredictOut(BaseModel):
 class LeanRoute(APIRoute):
     """Calls its endpoint with ref, principal and request, without FastAPI's solving of dependencies.
 
-    That takes longer than the forward pass of a small model. The endpoint's signature stays what the
-    OpenAPI document is made from.
+    Solving costs some 0.1 ms of processor time, more than a small model's share of a batch. The
+    endpoint's signature stays what the OpenAPI document is made from.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -175,7 +175,9 @@ def _sent(body: bytes) -> PredictIn:
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Invalid(Problem((), f"not JSON: {error}", body[:40], '{"inputs": [...]}')) from None
+        raise Invalid(
+            Problem(("body",), f"not JSON: {error}", body[:40], '{"inputs": [...]}')
+        ) from None
     return faults.read(PredictIn, value)
 
 

@@ -189,6 +189,7 @@ def test_a_wrong_combination_of_files_lists_the_right_ones(
     [
         ("{", ["options"]),
         ("[" * 100_000, ["options"]),
+        ("[]", ["options"]),
         ('{"spilt": {}}', ["options", "spilt"]),
         ('{"split": {"fraction": 2}}', ["options", "split", "fraction"]),
         ('{"split": {"by": "nothing"}}', ["options", "split", "by"]),

@@ -75,11 +75,11 @@ def test_unknown_models_are_404_and_a_job_without_checkpoint_is_409(
 @pytest.mark.parametrize(
     ("body", "loc"),
     [
-        (b"", []),
-        (b"{", []),
-        (b'{"inputs": [NaN]}', []),
-        (b"[" * 100_000, []),
-        (b"[]", []),
+        (b"", ["body"]),
+        (b"{", ["body"]),
+        (b'{"inputs": [NaN]}', ["body"]),
+        (b"[" * 100_000, ["body"]),
+        (b"[]", ["body"]),
         (b"{}", ["inputs"]),
         (b'{"inputs": {}}', ["inputs"]),
         (b'{"inputs": []}', ["inputs"]),
@@ -92,7 +92,7 @@ def test_unknown_models_are_404_and_a_job_without_checkpoint_is_409(
         (b'{"inputs": [{"a": 1}, {"a": "many"}]}', ["inputs", 1, "a"]),
         (b'{"inputs": [{"a": 1}, {"c": 1}]}', ["inputs", 1, "c"]),
         (b'{"inputs": [3]}', ["inputs", 0]),
-        (b'{"inputs": [{"kind": "\\ud800"}]}', []),
+        (b'{"inputs": [{"kind": "\\ud800"}]}', ["body"]),
     ],
 )
 def test_a_body_of_the_wrong_shape_is_refused_naming_the_place(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from api.serving import measures
 from api.serving.engine import Serving
 from api.serving.loading import Loader
 from api.settings import ApiSettings
@@ -288,3 +289,14 @@ def test_an_evaluation_is_no_model(world: World, tell: Callable[..., None]) -> N
             await serving.resolve(world.project, job.id)
 
     tell(story)
+
+
+def test_model_names_beyond_the_bound_share_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "MOST_MODELS", 2)
+    monkeypatch.setattr(measures, "_names", set())
+    first, second, third, fourth = (measures.of_model("t", f"m{n}@1") for n in range(4))
+    assert first is measures.of_model("t", "m0@2")
+    assert first is not second
+    assert third is fourth
+    assert third is not second
+    assert measures.of_model("t", "ckpt_a") is measures.of_model("t", "job_b")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -200,6 +200,7 @@ def test_answers_do_not_depend_on_how_many_are_asked(cancer: tuple[Batch, Batch]
     assert torch.equal(forest(*many), forest(*test.inputs).repeat(40, 1))
 
 
+@settings(deadline=None, print_blob=True)
 @given(st.floats(-(2.0**90), 2.0**90), st.floats(-(2.0**90), 2.0**90, width=32))
 def test_a_rounded_threshold_splits_float32_as_the_exact_one(threshold: float, x: float) -> None:
     rounded = round_down(np.array([threshold]))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,6 +91,7 @@ def test_sgd_without_momentum_subtracts_the_gradient() -> None:
 
 
 @every_schedule
+@settings(deadline=None, print_blob=True)
 @given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9))
 def test_a_schedule_stays_between_nothing_and_the_full_rate(
     schedule: Schedule, steps: int, warmup: float
@@ -179,6 +180,7 @@ def test_pieces_of_a_batch_hold_each_example_once() -> None:
 # Batches
 
 
+@settings(deadline=None, print_blob=True)
 @given(
     examples=st.integers(1, 400),
     batch_size=st.integers(1, 50),

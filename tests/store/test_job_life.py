@@ -323,7 +323,7 @@ def test_a_running_job_is_cancelled_when_its_holder_is_gone(world: World) -> Non
 def test_a_paused_job_waits_until_it_is_resumed(world: World) -> None:
     job = world.start()
     world.user(jobs.pause, job)
-    assert world.holder(jobs.release, job, charge=False) == "paused"
+    assert world.holder(jobs.release, job, charge=True) == "paused"
     assert world.claim() is None
     resumed = world.user(jobs.resume, job)
     assert (resumed.status, resumed.attempt) == ("queued", 0)

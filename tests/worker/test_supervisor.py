@@ -5,15 +5,17 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy.orm import Session
 
 from store import events, jobs, metrics, workers
 from store.session import Database
 from store.tables import Dataset, Job
 from tests.conftest import opened
-from tests.worker.crew import Worker, gone, until
+from tests.worker.crew import Worker, children, gone, until
 from tests.worker.shop import Shop, rows
 
 TABLE = "tabular-classification"
@@ -36,7 +38,7 @@ class Crew:
             self._workers.append(Worker(self.shop))
         return self._workers[-1]
 
-    def running(self, training: dict[str, object]) -> Job:
+    def running(self, training: dict[str, Any]) -> Job:
         """A job that has its first checkpoint and is being trained."""
         _ = self.worker
         job = self.shop.submit(self.dataset, SMALL, training)
@@ -47,7 +49,7 @@ class Crew:
         is_there = lambda: self.shop.job(job).status in statuses  # noqa: E731
         return until(is_there, f"job is {statuses}, not {self.shop.job(job).status}", self.worker)
 
-    def undisturbed(self, training: dict[str, object]) -> tuple[str, object]:
+    def undisturbed(self, training: dict[str, Any]) -> tuple[str, object]:
         """The weights and the curve of the same training without any worker."""
         job = self.shop.submit(self.dataset, SMALL, training, queue="by hand")
         claimed = self.shop.act(jobs.claim, "hand", ["by hand"], 600.0, "wrk_hand")
@@ -64,8 +66,8 @@ class Crew:
             worker.end()
 
 
-def events_of(session: object, job_id: str, type: str) -> list[dict[str, object]]:
-    rows = events.page(session, job_id, limit=10_000).rows  # type: ignore[arg-type]
+def events_of(session: Session, job_id: str, type: str) -> list[dict[str, Any]]:
+    rows = events.page(session, job_id, limit=10_000).rows
     return [row.data for row in rows if row.type == type]
 
 
@@ -113,6 +115,18 @@ def test_a_job_whose_trainer_is_killed_goes_on_and_loses_nothing(crew: Crew) -> 
     }
     assert crew.shop.job(job).claims == 2
     assert crew.learned(job) == crew.undisturbed(SECONDS)
+
+
+def test_a_job_outlives_the_process_that_trainers_are_forked_from(crew: Crew) -> None:
+    job = crew.running(HOURS)
+    (trainer,) = crew.worker.trainers
+    parent = next(pid for pid in children(crew.worker.pid) if trainer in children(pid))
+    os.kill(parent, signal.SIGKILL)
+    until(lambda: gone(trainer), "the trainer is gone with its parent")
+    step = crew.shop.last(job).step
+    until(lambda: crew.shop.last(job).step > step, "it goes on", crew.worker)
+    crew.shop.act(jobs.cancel, crew.shop.project, job.id)
+    crew.until(job, "cancelled")
 
 
 def test_a_trainer_that_does_not_listen_is_killed_and_its_job_cancelled(crew: Crew) -> None:
