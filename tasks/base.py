@@ -127,6 +127,8 @@ class Task(Option):
     codec_type: ClassVar[type[Codec]]
     options_type: ClassVar[type[DatasetOptions]] = DatasetOptions
     objective: ClassVar[Objective]
+    of_base: ClassVar[tuple[str, ...]] = ("architecture",)
+    """Fields that a base decides: its weights or its codec would not fit any other value."""
     formats: ClassVar[Mapping[str, str]]
     """Names of the upload formats, each with a sentence that says what such a file looks like."""
     metrics: ClassVar[Mapping[str, str]]
@@ -192,6 +194,24 @@ class Task(Option):
     @abstractmethod
     def choose_architecture(self, facts: Facts) -> Architecture:
         """The architecture for this data set when the request leaves it open."""
+
+    def on_base(self, base: "Task") -> Self:
+        """A copy with what `base` decides. Raises Invalid where this task asks for something else."""
+        problems, decided = [], {}
+        for name in self.of_base:
+            asked, given = getattr(self, name), getattr(base, name, AUTO)
+            if AUTO in (asked, given):
+                decided[name] = given if asked == AUTO else asked
+            elif asked != given:
+                found, allowed = (
+                    v.model_dump() if isinstance(v, BaseModel) else v for v in (asked, given)
+                )
+                problems.append(
+                    Problem(("task", name), "a base brings its own; leave it out", found, allowed)
+                )
+        if problems:
+            raise Invalid(*problems)
+        return self.model_copy(update=decided)
 
     def resolve(self, facts: Facts) -> Self:
         """A copy in which every "auto" field has the value chosen for this data set."""

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from models.base import Architecture
 from models.parts.optimizers import AdamW
-from models.parts.options import AUTO, OneOf, Plain
+from models.parts.options import OneOf, Plain
 from models.parts.schedules import Cosine
 from models.parts.training import Training, Transfer
 from tasks.base import Facts, Task
@@ -35,6 +35,14 @@ def task_named(name: str, loc: Sequence[str | int] = ("task",)) -> type[Task]:
     if name not in offered:
         raise Invalid(Problem(tuple(loc), "no such task", name, sorted(offered)))
     return offered[name]
+
+
+def family_of(task: type[Task]) -> type[Architecture]:
+    """The family that a task's architecture must be of."""
+    family = task.model_fields["architecture"].annotation
+    assert isinstance(family, type)
+    assert issubclass(family, Architecture)
+    return family
 
 
 def architectures(family: type[Architecture] = Architecture) -> dict[str, type[Architecture]]:
@@ -72,7 +80,7 @@ def resolve(
 
 
 def _on_base(task: Task, base: Task) -> Task:
-    """The task with its base's architecture, which the weights demand."""
+    """The task with what its base decides. Raises Invalid when the base is of no use for it."""
     if not base.architecture.has_backbone:
         raise Invalid(
             Problem(
@@ -82,19 +90,17 @@ def _on_base(task: Task, base: Task) -> Task:
                 sorted(name for name, a in architectures().items() if a.has_backbone),
             )
         )
-    if task.architecture == AUTO:
-        task = task.model_copy(update={"architecture": base.architecture})
-    if task.architecture != base.architecture:
+    family = family_of(type(task))
+    if not isinstance(base.architecture, family):
         raise Invalid(
             Problem(
-                ("task", "architecture"),
-                "a base brings its own architecture: leave it out, or give the same",
-                task.architecture.model_dump(),
-                base.architecture.model_dump(),
+                ("base",),
+                f"its architecture cannot learn {task.name}",
+                base.architecture.name,
+                sorted(architectures(family)),
             )
         )
-    family_fits = type(task).model_validate  # refuses an architecture the task's family lacks
-    return family_fits(task.model_dump())
+    return task.on_base(base)
 
 
 def _resolve(training: Training, task: Task, facts: Facts) -> Training:

@@ -164,6 +164,7 @@ class ImageClassification(Task):
     codec_type = ImageCodec
     objective = Objective("accuracy")
     metrics = CLASSIFICATION_METRICS
+    of_base: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "channels")
     formats: ClassVar[Mapping[str, str]] = {
         FORMAT: "A zip with a folder of images for each label, `cat/1.png`; or such folders within "
         "`train/`, `validation/` and `test/`. Images are PNG, JPEG, WebP, BMP, GIF or TIFF."

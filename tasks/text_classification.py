@@ -77,6 +77,7 @@ class TextClassification(Task):
     prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
     codec_type = TextClassificationCodec
     objective = Objective("accuracy")
+    of_base = ("architecture", "tokenizer", "max_length")
     formats = TABLE_FORMATS
     metrics = CLASSIFICATION_METRICS
 

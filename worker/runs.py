@@ -29,7 +29,7 @@ def warm_up() -> None:
 
 
 def wait_until_warm() -> None:
-    """Return when trainers start in no time. One that has to wait for torch would lose its lease."""
+    """Return when trainers start at once: none should have a lease run out while torch is loaded."""
     process = _FORKED.Process(target=int, name="warm")
     process.start()
     process.join()

@@ -116,6 +116,7 @@ class Supervisor(Thread):
         try:
             status = persist(lambda: self._release(run), patience)
             log.warning("%s is %s: %s", run.job.id, status, run.cause()["message"])
+            wait_until_warm()  # what trainers are forked from may be what died
         except Fenced:
             log.info("%s is done with", run.job.id)
         except Unreachable as error:

@@ -92,7 +92,7 @@ def get_task(_: Predict, name: str) -> TaskDetails:
 @router.get("/architectures", response_model=PageOut[ArchitectureOut], summary="List architectures")
 def list_architectures(_: Predict) -> Any:
     """Everything that learns, with its hyperparameters, on one page."""
-    families = (_family(task) for task in catalog.tasks().values())
+    families = (catalog.family_of(task) for task in catalog.tasks().values())
     found = {name: each for f in families for name, each in catalog.architectures(f).items()}
     return {"data": [_architecture(found[name]) for name in sorted(found)]}
 
@@ -103,7 +103,7 @@ def _short(task: type[Task]) -> TaskOut:
         summary=task.summary(),
         objective=ObjectiveOut(**task.objective._asdict()),
         formats=list(task.formats),
-        architectures=list(catalog.architectures(_family(task))),
+        architectures=list(catalog.architectures(catalog.family_of(task))),
     )
 
 
@@ -129,7 +129,9 @@ def _details(task: type[Task]) -> TaskDetails:
         formats=dict(task.formats),
         metrics=dict(task.metrics),
         objective=ObjectiveOut(**task.objective._asdict()),
-        architectures=[_architecture(a) for a in catalog.architectures(_family(task)).values()],
+        architectures=[
+            _architecture(a) for a in catalog.architectures(catalog.family_of(task)).values()
+        ],
         schema=task.model_json_schema(),
         training_schema=Training.model_json_schema(),
         transfer_schema=Transfer.model_json_schema(),
@@ -146,19 +148,11 @@ def _architecture(architecture: type[Architecture]) -> ArchitectureOut:
         tasks=[
             name
             for name, task in catalog.tasks().items()
-            if issubclass(architecture, _family(task))
+            if issubclass(architecture, catalog.family_of(task))
         ],
         schema=architecture.model_json_schema(),
         defaults=architecture.model_validate({}).model_dump(mode="json"),
     )
-
-
-def _family(task: type[Task]) -> type[Architecture]:
-    """The family that a task's architecture must be of."""
-    family: Any = task.model_fields["architecture"].annotation
-    assert isinstance(family, type)
-    assert issubclass(family, Architecture)
-    return family
 
 
 def _example(model: type[BaseModel]) -> Any:

@@ -24,7 +24,8 @@ from api.replies import IdempotencyKey, once
 from api.schemas import After, Limit, PageOut, page_out
 from api.serving import references
 from api.serving.engine import Serving
-from store import blobs, datasets, jobs, models, workers
+from api.submitting import chosen_queue
+from store import blobs, datasets, jobs, models
 from store.errors import Conflict
 from store.tables import Job
 from tasks.parts.problems import Invalid, Problem
@@ -202,11 +203,5 @@ def _evaluate(session: Session, project_id: str, ref: str, asked: Evaluation) ->
         base={"ref": found.ref, "checkpoint": found.checkpoint.id},
         base_checkpoint_id=found.checkpoint.id,
         priority=asked.priority,
-        queue=_queue(session, asked.resources.queue),
+        queue=chosen_queue(session, asked.resources.queue),
     )
-
-
-def _queue(session: Session, asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "gpu" if workers.open_for(session, "gpu") else "cpu"

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import torch
+
 from api.cache import Cache
 from api.serving import measures, references
 from api.serving.batcher import Batcher
@@ -30,6 +32,7 @@ class Serving:
         cache = Cache(database, settings.data_dir / "cache" / "weights", settings.resident_bytes)
         loader = Loader(database, cache, settings.predict_device)
         cores = os.cpu_count() or 1
+        torch.set_num_threads(settings.predict_threads or cores)
         self._database, self._queue_size = database, settings.predict_queue
         self._look_ups = ThreadPoolExecutor(2, "look-up")
         self._loads = ThreadPoolExecutor(2, "load")

@@ -30,8 +30,12 @@ class Option(Plain, ABC):
 
     @classmethod
     def options(cls) -> Iterator[type[Self]]:
-        """Every concrete subclass, in the order of their names."""
-        found = {option for option in cls._descendants() if not isabstract(option)}
+        """Every concrete subclass that has a name, in the order of their names."""
+        found = {
+            option
+            for option in cls._descendants()
+            if not isabstract(option) and not option.model_fields["name"].is_required()
+        }
         yield from sorted(found, key=lambda option: option.option_name())
 
     @classmethod

@@ -271,6 +271,21 @@ def test_rows_of_a_split_encode_as_requests_do(tmp_path: Path) -> None:
         assert torch.equal(one.tensors()["values"], other.tensors()["values"])
 
 
+def test_a_number_that_is_mostly_one_value_is_a_category_too(tmp_path: Path) -> None:
+    fees = [0] * 60 + [5] * 20 + [12.5] * 15 + [7]
+    rows = [f"{fee},{place},{'ab'[place % 2]}" for place, fee in enumerate(fees)]
+    content = "\n".join(["fee,place,label", *rows])
+    data = check(tmp_path, content, content)
+    codec = codec_of(data)
+    assert [(c.column, c.values) for c in codec.categories] == [("fee", [0.0, 5.0, 12.5])]
+    rows_of = codec.read_inputs([{"fee": fee} for fee in (0, "5", 12.5, 7, None)])
+    direct = codec.encode_inputs(rows_of).inputs[1].tensors()["values"]
+    assert direct[:, 0].tolist() == [1, 2, 3, 0, 0]
+    framed = codec.encode(codec.frame(rows_of), targets=False).inputs[1].tensors()["values"]
+    assert torch.equal(direct, framed)
+    assert type(codec).model_validate_json(codec.model_dump_json()) == codec
+
+
 def test_rare_categories_of_a_large_table_are_unknown(tmp_path: Path) -> None:
     rows = [f"{'rare' if i == 1 else 'xyz'[i % 3]},{'ab'[i % 2]}" for i in range(2000)]
     content = "\n".join(["c,label", *rows])

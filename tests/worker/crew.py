@@ -83,10 +83,16 @@ class Worker:
 
 
 def children(pid: int) -> list[int]:
+    """Of all of its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in lists for child in _read(path).split()]
+
+
+def _read(path: Path) -> str:
     try:
-        return [int(name) for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def gone(pid: int) -> bool:

@@ -20,6 +20,7 @@ from store.tables import Checkpoint, Dataset, Job
 from tasks import catalog
 from tasks.base import Facts, Task, Upload
 from tasks.catalog import Spec
+from worker.loop import fit
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
 
@@ -153,7 +154,7 @@ class Shop:
         settings = self.settings.model_copy(update=changed)
         assignment = Assignment(job.id, job.lease_epoch, "cpu", 1)
         interval = 0.0 if orders else 0.5
-        with patch.object(worker.jobs, "fit", partial(worker.jobs.fit, interval=interval)):
+        with patch.object(worker.jobs, "fit", partial(fit, interval=interval)):
             return worker.jobs.run(assignment, settings, orders or Orders())
 
     def train(self, job: Job, orders: Orders | None = None, **changed: Any) -> Exit:

@@ -24,6 +24,7 @@ from store.session import Database, connect
 from store.tables import Job
 from tasks.parts.problems import Invalid, Problem
 from tests.worker.shop import Crash, Orders, Shop, crash, rows, texts
+from worker.cache import save_columns
 from worker.desk import Desk
 from worker.materials import Materials
 from worker.trainer import Exit
@@ -31,7 +32,7 @@ from worker.trainer import Exit
 TABLE = "tabular-classification"
 SMALL = {"name": "mlp", "layers": 1, "width": 16, "dropout": 0.2}
 SHORT = {"epochs": 4, "batch_size": 16}
-ALWAYS = {"checkpoint_seconds": 0.0}
+ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0.0}
 
 
 def small_job(shop: Shop, **options: Any) -> Job:
@@ -286,6 +287,8 @@ def test_a_transfer_that_is_interrupted_does_not_start_from_its_base_again(
     small_shop.train(moved, Orders("drain", 9))
     small_shop.train(moved)
     assert small_shop.last(moved).weights_blob == small_shop.last(alone).weights_blob
+    lines = [row.line for row in small_shop.act(logs.page, moved.id).rows]
+    assert any(line.startswith("going on at step 10 with mlp") for line in lines)
 
 
 def test_a_training_goes_on_from_another_jobs_checkpoint(shop: Shop) -> None:
@@ -439,9 +442,7 @@ def test_texts_are_trained_on_and_encoded_once(small_shop: Shop) -> None:
     dataset = small_shop.upload("text-classification", texts())
     small = {"name": "bag-of-embeddings"}
     for place in range(2):
-        with patch.object(
-            worker.materials, "save_columns", wraps=worker.materials.save_columns
-        ) as saved:
+        with patch.object(worker.materials, "save_columns", wraps=save_columns) as saved:
             job = small_shop.submit(dataset, small, {"epochs": 2})
             small_shop.train(job)
         assert small_shop.job(job).status == "succeeded", small_shop.job(job).error
