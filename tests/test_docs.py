@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 def test_every_setting_is_documented_and_no_other() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     documented = set(re.findall(r"`MODELYARD_([A-Z_]+)`", text))
-    settings = {name.upper() for name in {**ApiSettings.model_fields, **WorkerSettings.model_fields}}
+    settings = {
+        name.upper() for name in {**ApiSettings.model_fields, **WorkerSettings.model_fields}
+    }
     assert documented == settings
 
 

@@ -63,7 +63,6 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.fixture(params=sorted(CASES))
 def case(request: pytest.FixtureRequest) -> str:
-    torch.set_num_threads(1)
     name: str = request.param
     return name
 
