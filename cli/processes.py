@@ -22,6 +22,7 @@ def serve(data: Path, host: str, port: int, extra: Mapping[str, str] | None = No
     if reason := unusable(host, port):
         print(f"modelyard: {reason}", file=sys.stderr)  # noqa: T201
         return 2
+    os.umask(0o077)  # what is uploaded and learned is nobody else's business
     data.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MODELYARD_DATA_DIR": str(data.absolute()), **(extra or {})}
     migrated = subprocess.run([*COMMAND, "migrate"], env=environment, check=False)

@@ -1,5 +1,6 @@
 """The contract of what to learn: task, codec, objective, and how an upload becomes a checked data set."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,8 @@ class Objective(NamedTuple):
     maximise: bool = True
 
     def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Whether `value` beats `than` by more than `by`."""
-        if than is None:
+        """Whether `value` beats `than` by more than `by`; anything beats nothing and NaN."""
+        if than is None or math.isnan(than):
             return True
         return (value - than if self.maximise else than - value) > by
 

@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from threading import Event, Thread
 from typing import Any
 
+from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from store.session import Database, connect
@@ -70,6 +72,8 @@ def _queues(found: list[devices.Device]) -> tuple[str, ...]:
 
 def _listen(settings: WorkerSettings, queues: tuple[str, ...]) -> None:
     """Take messages until a signal. The pool is of threads: a message rings bells of this process."""
+    # As whom it runs is the operator's choice; a message carries nothing that could be misused.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     celery = app.configure(settings)
     celery.Worker(
         pool="threads",
