@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal, TypedDict
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session
 
@@ -18,7 +18,7 @@ from store.columns import Object
 from store.errors import Conflict, NotFound
 from store.leases import fence as fence
 from store.leases import lock
-from store.session import now
+from store.session import clock, now
 from store.tables import TERMINAL, Checkpoint, Job, JobEvent
 
 MAX_CLAIMS = 50
@@ -382,6 +382,11 @@ def ready_count(session: Session, queues: Sequence[str] | None = None) -> int:
     return session.execute(query).scalar_one()
 
 
+def any_ready(session: Session, queues: Sequence[str]) -> bool:
+    """Whether a job of `queues` could start now; cheap, since idle workers ask all the time."""
+    return session.execute(select(exists().where(_ready(clock(session), queues)))).scalar_one()
+
+
 def waiting(session: Session, job: Job) -> str:
     """Why a queued job waits."""
     seconds = (job.available_at - now(session)).total_seconds()
@@ -515,7 +520,9 @@ def _locked(session: Session, project_id: str, job_id: str) -> Job:
 # Which jobs
 
 
-def _ready(moment: datetime, queues: Sequence[str] | None) -> ColumnElement[bool]:
+def _ready(
+    moment: datetime | ColumnElement[datetime], queues: Sequence[str] | None
+) -> ColumnElement[bool]:
     ready = (Job.status == "queued") & (Job.available_at <= moment)
     return ready if queues is None else ready & Job.queue.in_(queues)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     create_engine,
@@ -71,12 +72,16 @@ def connect(url: str) -> Database:
     return Database(_postgres_engine(address))
 
 
+def clock(session: Session) -> ColumnElement[datetime]:
+    """The database's clock, to compare with inside a statement."""
+    return literal_column(_CLOCKS[session.get_bind().dialect.name], Moment())
+
+
 def now(session: Session) -> datetime:
     """The time by the database's clock, the only one that leases and waits are compared with."""
-    clock = literal_column(_CLOCKS[session.get_bind().dialect.name], Moment())
     # A row half changed is not to be written because the time is asked for.
     with session.no_autoflush:
-        return session.execute(select(clock)).scalar_one()
+        return session.execute(select(clock(session))).scalar_one()
 
 
 def _read_only(dialect: str) -> dict[str, Any]:

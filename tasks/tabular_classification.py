@@ -23,18 +23,10 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
+from tasks.parts.rows import TableOptions, describe_rows, read_rows, target_of, truth
 from tasks.parts.splits import LINE
 from tasks.parts.tables import TABLE_FORMATS
-from tasks.parts.tabular import (
-    Row,
-    TableOptions,
-    TabularCodec,
-    describe_rows,
-    learn_columns,
-    read_rows,
-    target_of,
-    truth,
-)
+from tasks.parts.tabular import Row, TabularCodec, learn_columns
 
 
 class TabularClassificationCodec(LabelCodec, TabularCodec):

@@ -17,18 +17,10 @@ from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.parts.column_types import ColumnType, convert
 from tasks.parts.columns import Dense
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.rows import TableOptions, describe_rows, read_rows, target_of, truth
 from tasks.parts.splits import LINE, line_of
 from tasks.parts.tables import TABLE_FORMATS
-from tasks.parts.tabular import (
-    Row,
-    TableOptions,
-    TabularCodec,
-    describe_rows,
-    learn_columns,
-    read_rows,
-    target_of,
-    truth,
-)
+from tasks.parts.tabular import Row, TabularCodec, learn_columns
 
 
 class NumberPrediction(Plain):

@@ -68,7 +68,7 @@ class Supervisor(Thread):
             self._beat("idle")
         # Most looks find nothing, and reading does not stand in the way of those who write.
         with self._database.transaction(read_only=True) as session:
-            if not jobs.ready_count(session, self._queues):
+            if not jobs.any_ready(session, self._queues):
                 return None
         owner = f"{self.id}/{ids.new('claim')}"
         return persist(lambda: self._take(owner))

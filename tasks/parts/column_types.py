@@ -13,6 +13,13 @@ MISSING = ("", "?", "-", "na", "n/a", "#n/a", "nan", "null", "none", "nil")
 """Cells that stand for no value, in lower case."""
 TRUE, FALSE = ("true", "yes", "y", "t"), ("false", "no", "n", "f")
 BOOLEANS = {**dict.fromkeys((*TRUE, "1"), True), **dict.fromkeys((*FALSE, "0"), False)}
+WANTED: dict[str, str] = {
+    "categorical": "text",
+    "numeric": "a finite number",
+    "boolean": "true or false",
+    "date": "a date",
+}
+"""What a value of each type looks like."""
 _NEARLY = 0.99
 """A column so full of numbers is one of numbers, and the rest of its cells are mistakes."""
 _DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y")

@@ -497,6 +497,8 @@ def test_jobs_are_counted_by_status_and_queue(world: World) -> None:
     }
     assert world.act(jobs.ready_count) == 2
     assert world.act(jobs.ready_count, ["gpu"]) == 1
+    assert world.act(jobs.any_ready, ["gpu"])
+    assert not world.act(jobs.any_ready, ["tpu"])
     depths = world.act(jobs.queue_depths)
     assert {queue: depth["queued"] for queue, depth in depths.items()} == {"cpu": 1, "gpu": 1}
     assert 0 <= depths["cpu"]["oldest_seconds"] < 60

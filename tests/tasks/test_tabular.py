@@ -13,8 +13,9 @@ from models.linear import Linear
 from tasks.base import Checked, Facts, Upload
 from tasks.parts.column_types import ColumnType, convert, infer
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.rows import TableOptions
 from tasks.parts.splits import SplitOptions
-from tasks.parts.tabular import Row, TableOptions, bell_curve
+from tasks.parts.tabular import Row, bell_curve
 from tasks.tabular_classification import TabularClassification, TabularClassificationCodec
 from tasks.tabular_regression import NumberPrediction, TabularRegression
 
