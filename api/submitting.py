@@ -79,16 +79,27 @@ def extend(session: Session, project_id: str, job_id: str, epochs: int) -> Job:
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """`target` with a JSON merge patch (RFC 7396): null takes a field away."""
+    """`target` with a JSON merge patch (RFC 7396): null takes a field away.
+
+    Beyond the standard, an option with another `name` takes the place of the one before: the fields
+    of an lstm mean nothing to a transformer.
+    """
     if not isinstance(patch, Mapping):
         return patch
     kept = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
+    for field, value in patch.items():
         if value is None:
-            kept.pop(name, None)
+            kept.pop(field, None)
         else:
-            kept[name] = merged(kept.get(name), value)
+            kept[field] = merged({} if _another(kept.get(field), value) else kept.get(field), value)
     return kept
+
+
+def _another(before: Any, option: Any) -> bool:
+    """Whether both are options, and not the same one."""
+    if not (isinstance(before, Mapping) and isinstance(option, Mapping)):
+        return False
+    return "name" in option and option["name"] != before.get("name", option["name"])
 
 
 def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:

@@ -25,7 +25,7 @@ from store.errors import NotFound
 from store.session import Database
 from store.tables import Dataset
 from tasks.base import DatasetOptions, Upload
-from tasks.catalog import task_named
+from tasks.catalog import task_named, tasks
 from tasks.parts.problems import Invalid, Problem
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -105,7 +105,11 @@ def create_dataset(
     settings: CurrentSettings,
     task: Annotated[
         str,
-        Form(description="The task's name, see `/v1/tasks`.", examples=["tabular-classification"]),
+        Form(
+            description="The task's name, see `/v1/tasks`.",
+            examples=["tabular-classification"],
+            json_schema_extra={"enum": sorted(tasks())},
+        ),
     ],
     name: Annotated[_Name, Form(description="A name for people; the file's name if empty.")] = "",
     file: Annotated[

@@ -290,6 +290,16 @@ def test_retry_goes_on_from_the_last_checkpoint(
     assert worker.take(again["id"]).resume_checkpoint_id == checkpoint.id
 
 
+def test_clone_may_choose_another_architecture(client: TestClient, job: str) -> None:
+    path = f"/v1/jobs/{job}/clone"
+    task = client.get(f"/v1/jobs/{job}").json()["resolved"]["task"]["name"]
+    first = {"name": "mlp", "layers": 3}
+    clone = client.post(path, json={"task": {"name": task, "architecture": first}}).json()
+    again = f"/v1/jobs/{clone['id']}/clone"
+    other = client.post(again, json={"task": {"architecture": {"name": "linear"}}}).json()
+    assert other["request"]["task"]["architecture"] == {"name": "linear"}
+
+
 def test_clone_changes_the_request(client: TestClient, job: str) -> None:
     path = f"/v1/jobs/{job}/clone"
     assert client.post(path).json()["request"] == client.get(f"/v1/jobs/{job}").json()["request"]
