@@ -24,6 +24,8 @@ from store.columns import Moment
 
 _SQLITE_WAIT_SECONDS = 15
 _POSTGRES_SESSION = {
+    # Our statements read few rows: a second process takes longer to start (4 ms for a curve).
+    "max_parallel_workers_per_gather": "0",
     "lock_timeout": "5s",
     "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "60s",
