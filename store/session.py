@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from types import ModuleType
@@ -114,13 +115,13 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.isolation_level = None
         for setting in (
             f"busy_timeout={_SQLITE_WAIT_SECONDS * 1000}",
-            f"journal_mode={journal}",
             "synchronous=FULL",
             "foreign_keys=ON",
             "trusted_schema=OFF",
             "journal_size_limit=67108864",
         ):
             connection.execute(f"PRAGMA {setting}")
+        _set_journal(connection, journal, module.OperationalError)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -130,6 +131,20 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _set_journal(connection: Any, journal: str, locked: type[Exception]) -> None:
+    """Choose the journal. While others choose it for a new database, SQLite refuses without waiting."""
+    deadline = time.monotonic() + _SQLITE_WAIT_SECONDS
+    while True:
+        try:
+            connection.execute(f"PRAGMA journal_mode={journal}")
+        except locked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def sqlite_module() -> ModuleType:

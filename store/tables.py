@@ -157,6 +157,7 @@ class Job(Row):
         ),
         Index(None, "project_id", "id"),
         Index(None, "project_id", "status", "id"),
+        Index(None, "project_id", "task", "id"),
         _only("ix_jobs_ready", "queue", "priority", "created_at", where="status = 'queued'"),
         _only("ix_jobs_leases", "lease_until", where="status = 'running'"),
         _only("ix_jobs_owners", "lease_owner", where="status = 'running'", unique=True),

@@ -195,6 +195,7 @@ def create_jobs() -> None:
     )
     index("jobs", "project_id", "id")
     index("jobs", "project_id", "status", "id")
+    index("jobs", "project_id", "task", "id")
     index("jobs", "dataset_id")
     index("jobs", "parent_id")
     index("jobs", "model_id")
