@@ -36,7 +36,7 @@ class State(Plain):
     best: float | None = None
     best_epoch: int = 0
     metrics: dict[str, Metrics] = Field(default_factory=dict)
-    """Of the best epoch, by split."""
+    """Of the best epoch, by split; `gap` is train minus validation, of the objective."""
     finished: bool = False
 
 
@@ -121,7 +121,9 @@ def fit(
             "train": {**score(trained, sample), "loss": mean_loss},
             "validation": score(trained, validation),
         }
-        value = metrics["validation"][task.objective.metric]
+        decisive = task.objective.metric
+        value = metrics["validation"][decisive]
+        metrics["gap"] = {decisive: metrics["train"][decisive] - value}
         patience = training.early_stopping
         is_best = task.objective.better(value, state.best)
         counts = task.objective.better(value, state.best, patience.min_delta if patience else 0.0)

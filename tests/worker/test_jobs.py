@@ -47,7 +47,9 @@ def test_a_training_makes_a_version_of_a_model(shop: Shop) -> None:
     assert shop.train(job) is Exit.DONE
     job = shop.job(job)
     assert (job.status, jobs.shown_model(job)) == ("succeeded", "toys@1"), job.error
-    assert set(job.metrics) == {"train", "validation", "test"}
+    assert set(job.metrics) == {"train", "validation", "gap", "test"}
+    ((objective, gap),) = job.metrics["gap"].items()
+    assert gap == job.metrics["train"][objective] - job.metrics["validation"][objective]
     assert job.metrics["validation"]["accuracy"] == shop.best(job).value
     assert job.metrics["test"]["accuracy"] > 0.5
     assert (job.progress["percent"], job.progress["eta_seconds"]) == (100, 0)
