@@ -23,7 +23,7 @@ _FORKED = get_context("forkserver")
 def warm_up() -> None:
     """Start the process that trainers are forked from; it loads torch while nobody waits for it."""
     # Torch reads it when it is loaded, which `worker.warm` does first; `models` says what it is for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     _FORKED.set_forkserver_preload(["worker.warm"])
     forkserver.ensure_running()
 
