@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from cli.client import Client, ready
-from cli.processes import GRACE_SECONDS
+from cli.processes import GRACE_SECONDS, free_port
 
 
 @contextmanager
@@ -31,10 +30,3 @@ def service() -> Iterator[Client]:
         finally:
             process.terminate()
             process.wait(GRACE_SECONDS + 10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -49,6 +49,14 @@ def unusable(host: str, port: int) -> str | None:
     return None
 
 
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _keep_running(parts: dict[str, list[str]], environment: dict[str, str]) -> int:
     stopping = False
 

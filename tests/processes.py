@@ -10,8 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cli.client import Client, ready
-from cli.processes import GRACE_SECONDS
-from tests.servers import free_port
+from cli.processes import GRACE_SECONDS, free_port
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+
+from cli.processes import free_port
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _START_SECONDS = 20
@@ -109,11 +110,3 @@ def _wait_for_redis(port: int, process: "subprocess.Popen[bytes]") -> None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

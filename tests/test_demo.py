@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.processes import free_port
 from tests.processes import ROOT
-from tests.servers import free_port
 
 
 @pytest.mark.timeout(600)
