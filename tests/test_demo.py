@@ -26,7 +26,7 @@ def test_the_demo_trains_predicts_transfers_and_ends(tmp_path: Path) -> None:
         check=False,
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    accuracy = re.search(r"validation accuracy (0\.\d{4})", shown.stdout)
+    accuracy = re.search(r"validation accuracy ([01]\.\d{4})", shown.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.98
     assert "digits@1 says" in shown.stdout
