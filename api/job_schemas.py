@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from models.parts.options import Plain
 from models.parts.training import Training, Transfer
-from store import jobs
+from store import jobs, queues
 from store.tables import Job
 from tasks.catalog import AnyTask
 
@@ -119,8 +119,15 @@ class ProgressOut(BaseModel):
 class FailureOut(BaseModel):
     """Why a job failed."""
 
-    code: str = Field(description="The kind of failure.")
+    code: str = Field(
+        description="The kind of failure; `poison` if every run of the job was ended by something."
+    )
     message: str = Field(description="What happened, in one sentence.")
+    cause: str | None = Field(None, description="What ended the last run of a poison job.")
+    signal: str | None = Field(None, description="The signal that killed the training process.")
+    memory_bytes: int | None = Field(
+        None, description="The most memory the training process was seen to use before it ended."
+    )
     traceback: str | None = Field(None, description="Where in the code it happened.")
 
 
@@ -195,5 +202,5 @@ def job_in_detail(session: Session, job: Job) -> JobOut:
     """A job as clients see it who ask for this one alone."""
     shown = job_out(job)
     if job.status == "queued":
-        shown.waiting = jobs.waiting(session, job)
+        shown.waiting = queues.waiting(session, job)
     return shown

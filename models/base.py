@@ -48,6 +48,8 @@ class Learner(nn.Module):
 
     micro_batches = 1
     """Pieces a batch is cut into to save memory; gradients are summed, the result is the same."""
+    accumulates: ClassVar[bool] = True
+    """Whether `micro_batches` means anything to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class Learner(nn.Module):
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
         self.training_plan, self.transfer, self.steps = training, transfer, steps
+        self.micro_batches = training.micro_batches
         self.optimizers = {"main": training.optimizer.build(self.parameter_groups())}
         for group in self.optimizers["main"].param_groups:
             group["full_lr"] = group["lr"]

@@ -117,6 +117,8 @@ class Rows(NamedTuple):
 class Forest(Learner):
     """Grows trees; there is no gradient to follow."""
 
+    accumulates = False
+
     feature: Tensor
     threshold: Tensor
     branches: Tensor

@@ -5,33 +5,25 @@ checks it, so that the runs of a job never mix and a finished job never changes 
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Literal, TypedDict
+from datetime import timedelta
+from typing import Literal
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session
 
-from store import checkpoints, datasets, events, ids, logs, models, pages, workers
+from store import checkpoints, datasets, events, ids, logs, models, pages, queues
 from store import metrics as curves
 from store.columns import Object
 from store.errors import Conflict, NotFound
 from store.leases import fence as fence
 from store.leases import lock
-from store.session import clock, now
+from store.session import now
 from store.tables import TERMINAL, Checkpoint, Job, JobEvent
 
-MAX_CLAIMS = 50
-"""How often a job may be started at all, progress or not."""
-
 End = Literal["succeeded", "failed", "cancelled"]
-
-
-class Depth(TypedDict):
-    """A queue's load."""
-
-    queued: int
-    oldest_seconds: float
+Wish = Literal["cancel", "stop", "pause", "preempt"]
+"""What a running job is to do: the first three for its user, the last for a job of higher priority."""
 
 
 # What users ask for
@@ -239,9 +231,9 @@ def delete(session: Session, project_id: str, job_id: str) -> None:
 
 
 def claim(
-    session: Session, owner: str, queues: Sequence[str], ttl: float, worker_id: str
+    session: Session, owner: str, served: Sequence[str], ttl: float, worker_id: str
 ) -> Job | None:
-    """Take the best job that is ready: highest priority, then oldest. None when there is none.
+    """Take the best ready job of the queues `served`: highest priority, then oldest; None if there is none.
 
     `owner` is a new name for every claim: one that is repeated because the reply to COMMIT was lost
     gets the job it already has. The lease ends after `ttl` seconds unless it is renewed.
@@ -249,8 +241,8 @@ def claim(
     mine = select(Job).where(Job.lease_owner == owner, Job.status == "running")
     job = session.scalars(mine).one_or_none()
     if job is None:
-        query = select(Job).where(_ready(now(session), queues))
-        query = query.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
+        query = select(Job).where(queues.ready(now(session), served))
+        query = query.order_by(*queues.BEST_FIRST).limit(1)
         job = session.scalars(
             query.with_for_update(skip_locked=True), execution_options={"populate_existing": True}
         ).one_or_none()
@@ -262,14 +254,15 @@ def claim(
     return job
 
 
-def renew(session: Session, job_id: str, lease_epoch: int, ttl: float) -> str | None:
-    """Keep the lease for another `ttl` seconds; what the user wants of the job. Raises Fenced.
+def renew(session: Session, job_id: str, lease_epoch: int, ttl: float) -> Wish | None:
+    """Keep the lease for another `ttl` seconds; what the job is to do now. Raises Fenced.
 
     A late renewal is fine as long as nobody took the job over.
     """
     job = fence(session, job_id, lease_epoch)
     job.lease_until = now(session) + timedelta(seconds=ttl)
-    return job.desired
+    wish: Wish | None = job.desired  # type: ignore[assignment]  # its column takes no other
+    return wish or ("preempt" if queues.is_preempted(session, job) else None)
 
 
 def record(
@@ -332,13 +325,15 @@ def release(
     charge: bool,
     delay: float = 0.0,
     reason: Object | None = None,
+    spec: Object | None = None,
 ) -> str:
     """Give the job back, to run again in `delay` seconds; its new status. Raises Fenced.
 
     What the user asked for meanwhile is done. A run that was at fault is charged: without attempts left
-    the job has failed, for the `reason` {code, message, ...}.
+    the job has failed, for the `reason` {code, message, ...}. With a `spec` it goes on as that says.
     """
     job = fence(session, job_id, lease_epoch)
+    job.spec = spec or job.spec
     _let_go(session, job, charge=charge, delay=delay, reason=reason)
     return job.status
 
@@ -376,47 +371,10 @@ def shown_model(job: Job) -> str | None:
     return f"{job.model_name}@{job.model_version}" if job.model_id else None
 
 
-def ready_count(session: Session, queues: Sequence[str] | None = None) -> int:
-    """How many jobs could start now."""
-    query = select(func.count()).select_from(Job).where(_ready(now(session), queues))
-    return session.execute(query).scalar_one()
-
-
-def any_ready(session: Session, queues: Sequence[str]) -> bool:
-    """Whether a job of `queues` could start now; cheap, since idle workers ask all the time."""
-    return session.execute(select(exists().where(_ready(clock(session), queues)))).scalar_one()
-
-
-def waiting(session: Session, job: Job) -> str:
-    """Why a queued job waits."""
-    seconds = (job.available_at - now(session)).total_seconds()
-    if seconds > 0:
-        return f"retry in {seconds:.0f} s"
-    serving = workers.open_for(session, job.queue)
-    if not serving:
-        return f"no worker serves queue {job.queue}"
-    ahead = _ahead(session, job)
-    if ahead:
-        return f"{ahead} job{'s are' if ahead > 1 else ' is'} ahead in queue {job.queue}"
-    if workers.free_slots(session, queue=job.queue):
-        return "starting now"
-    return f"next in queue {job.queue}: every worker is busy"
-
-
 def counts(session: Session) -> dict[tuple[str, str], int]:
     """{(status, kind): jobs}"""
     query = select(Job.status, Job.kind, func.count()).group_by(Job.status, Job.kind)
     return {(status, kind): number for status, kind, number in session.execute(query)}
-
-
-def queue_depths(session: Session) -> dict[str, Depth]:
-    """{queue: how many jobs are queued, and how long the oldest has been}"""
-    query = select(Job.queue, func.count(), func.min(Job.created_at)).where(Job.status == "queued")
-    moment = now(session)
-    return {
-        queue: Depth(queued=number, oldest_seconds=(moment - oldest).total_seconds())
-        for queue, number, oldest in session.execute(query.group_by(Job.queue))
-    }
 
 
 # How a job moves
@@ -437,7 +395,7 @@ def _let_go(
     session: Session, job: Job, *, charge: bool, delay: float, reason: Object | None
 ) -> None:
     """What becomes of a job whose run ended before the job did."""
-    exhausted = charge and (job.attempt >= job.max_attempts or job.claims >= MAX_CLAIMS)
+    exhausted = charge and job.attempt >= job.max_attempts
     learned = checkpoints.chosen(session, job.id) if job.desired == "stop" else None
     if job.desired == "cancel":
         _end(session, job, "cancelled")
@@ -454,11 +412,12 @@ def _let_go(
 
 
 def _given_up(job: Job, reason: Object | None) -> Object:
+    """The error of a job that ends every run of it: what was seen of the last one."""
     found = reason or {}
     times = "once" if job.attempt == 1 else f"{job.attempt} times in a row without progress"
     last = found.get("message") or "It ended without saying why."
     message = f"The job was tried {times} and did not get through. {last}"
-    return {"code": "lost", **found, "message": message}
+    return {**found, "code": "poison", "cause": found.get("code", "unknown"), "message": message}
 
 
 def _succeed(session: Session, job: Job, checkpoint_id: str | None) -> None:
@@ -520,13 +479,6 @@ def _locked(session: Session, project_id: str, job_id: str) -> Job:
 # Which jobs
 
 
-def _ready(
-    moment: datetime | ColumnElement[datetime], queues: Sequence[str] | None
-) -> ColumnElement[bool]:
-    ready = (Job.status == "queued") & (Job.available_at <= moment)
-    return ready if queues is None else ready & Job.queue.in_(queues)
-
-
 def _shows(status: str) -> ColumnElement[bool]:
     """Those whose shown status this is."""
     asked = {"cancelling": "cancel", "pausing": "pause"}
@@ -535,13 +487,3 @@ def _shows(status: str) -> ColumnElement[bool]:
     if status == "running":
         return (Job.status == status) & or_(Job.desired.is_(None), Job.desired == "stop")
     return Job.status == status
-
-
-def _ahead(session: Session, job: Job) -> int:
-    """How many ready jobs of its queue a worker would take before this one."""
-    same = Job.priority == job.priority
-    older = or_(
-        Job.created_at < job.created_at, (Job.created_at == job.created_at) & (Job.id < job.id)
-    )
-    first = _ready(now(session), [job.queue]) & or_(Job.priority > job.priority, same & older)
-    return session.execute(select(func.count()).select_from(Job).where(first)).scalar_one()

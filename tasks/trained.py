@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.base import Learner
+from models.parts.memory import ran_out
 from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
 
@@ -33,28 +34,48 @@ class Trained(NamedTuple):
         """Predictions for inputs that `codec.read_inputs` has read."""
         if not inputs:
             return []
-        return list(self.predictions(self.codec.encode_inputs(inputs), batch_size))
+        return self.predictions(self.codec.encode_inputs(inputs), batch_size)
 
-    def predictions(self, columns: Columns, batch_size: int = 256) -> Iterator[Any]:
+    def predictions(self, columns: Columns, batch_size: int = 256) -> list[Any]:
         """Predictions for an encoded split, in its order; leaves the learner in evaluation mode.
 
         Examples of similar length share a batch. The result of an example may not depend on its
         neighbours beyond floating-point rounding.
+        """
+        *_, found = self.answering(columns, batch_size)
+        assert found is not None
+        return found
+
+    def answering(self, columns: Columns, batch_size: int = 256) -> Iterator[list[Any] | None]:
+        """At last what `predictions` returns; until then None after each batch, so that others are heard.
+
+        A batch for which memory does not suffice is halved.
         """
         self.learner.eval()
         order = torch.arange(columns.examples)
         if columns.lengths is not None:
             order = columns.lengths.argsort(stable=True)
         found: list[Any] = [None] * columns.examples
-        with torch.inference_mode():
-            for index in order.split(batch_size):
-                batch = columns.batch(index).to(self.device)
-                outputs = self.learner.predict(*batch.inputs).float().cpu()
-                for place, prediction in zip(
-                    index.tolist(), self.codec.decode(outputs), strict=True
-                ):
-                    found[place] = prediction
-        yield from found
+        done = 0
+        while done < columns.examples:
+            index = order[done : done + batch_size]
+            try:
+                outputs = self._outputs(columns, index)
+            except (RuntimeError, MemoryError) as error:
+                if len(index) == 1 or not ran_out(error):
+                    raise
+                batch_size = len(index) // 2
+                continue
+            for place, prediction in zip(index.tolist(), self.codec.decode(outputs), strict=True):
+                found[place] = prediction
+            done += len(index)
+            yield None
+        yield found
+
+    @torch.inference_mode()
+    def _outputs(self, columns: Columns, index: Tensor) -> Tensor:
+        batch = columns.batch(index).to(self.device)
+        return self.learner.predict(*batch.inputs).float().cpu()
 
 
 def device_of(learner: Learner) -> torch.device:

@@ -25,9 +25,6 @@ from worker.outages import persist
 from worker.settings import WorkerSettings
 from worker.snapshots import Snapshot
 
-SHARE = 20
-"""Checkpoints are written for at most one part in so many of the time."""
-
 
 class Position(NamedTuple):
     """Where a training stands."""
@@ -48,14 +45,22 @@ class Checkpoints:
     Both are copied at once and written in the background. The best one waits in memory for the next
     last one, and both become visible together: a crash cannot lose a best state that the resumed
     training would not come by again.
+
+    A checkpoint is due `checkpoint_seconds` after the one before, or later, so that what checkpoints
+    cost the training stays below `checkpoint_share` of its time: the time it stands still for the
+    copies, and the processor's time for writing them.
     """
 
     def __init__(
         self, database: Database, settings: WorkerSettings, job: Job, codec: Codec
     ) -> None:
-        self._database, self._job, self._codec = database, job, codec
-        self._folder, self._every = settings.cache_dir, settings.checkpoint_seconds
+        self._database, self._job = database, job
+        self._codec = codec.model_dump_json().encode()
+        self._folder = settings.cache_dir
+        self._every, self._share = settings.checkpoint_seconds, settings.checkpoint_share
         self._due = time.monotonic() + self._every
+        self._cost = 0.0
+        """Seconds that it cost to copy and write since the last checkpoint was taken."""
         self._best: _Best | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
@@ -68,7 +73,9 @@ class Checkpoints:
 
     def hold_best(self, learner: Learner, at: Position) -> None:
         """Keep this state as the best so far."""
+        began = time.monotonic()
         self._best = _Best(at, snapshots.take_weights(learner))
+        self._cost += time.monotonic() - began
 
     @property
     def due(self) -> bool:
@@ -81,8 +88,10 @@ class Checkpoints:
     def save(self, learner: Learner, at: Position) -> None:
         """Take this state as the last one; it is written while the training goes on."""
         self.wait()
+        taken_at = time.monotonic()
         last, best, self._best = snapshots.take(learner), self._best, None
-        self._writing = self._thread.submit(self._write, at, last, best)
+        cost, self._cost = self._cost + time.monotonic() - taken_at, 0.0
+        self._writing = self._thread.submit(self._write, at, last, best, taken_at, cost)
 
     def wait(self) -> None:
         """Have what was saved be in the database. Raises Fenced and Unreachable."""
@@ -90,11 +99,15 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def _write(self, at: Position, last: Snapshot, best: _Best | None) -> None:
-        began = time.monotonic()
+    def _write(
+        self, at: Position, last: Snapshot, best: _Best | None, taken_at: float, cost: float
+    ) -> None:
+        began = time.thread_time()
         persist(lambda: self._publish(at, last, best))
-        took = time.monotonic() - began
-        self._due = time.monotonic() + max(self._every, SHARE * took)
+        cost += time.thread_time() - began
+        # A crash costs what came after the copy, so the time that writing takes counts as well.
+        took = time.monotonic() - taken_at
+        self._due = taken_at + max(self._every - took, cost / self._share)
 
     def _publish(self, at: Position, last: Snapshot, best: _Best | None) -> None:
         """Upload what is large, then make both visible at once."""
@@ -118,9 +131,7 @@ class Checkpoints:
                 "value": state.best if is_best else None,
                 "is_best": is_best,
                 "weights_blob": blobs.put(self._database, weights),
-                "codec_blob": blobs.put_bytes(
-                    self._database, self._codec.model_dump_json().encode()
-                ),
+                "codec_blob": blobs.put_bytes(self._database, self._codec),
                 "state_blob": blobs.put(self._database, memory),
                 "state": {
                     "loop": state.model_dump(mode="json"),

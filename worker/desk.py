@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from store import checkpoints, jobs
+from store.columns import Object
 from store.session import Database, connect
 from store.tables import Checkpoint, Job
 from tasks.trained import Trained
@@ -52,12 +53,19 @@ class Desk(NamedTuple):
 
         persist(write)
 
-    def give_back(self) -> None:
-        """Let the job go on later, here or elsewhere. Raises Fenced and Unreachable."""
+    def give_back(self, reason: Object | None = None, spec: Object | None = None) -> None:
+        """Let the job go on later, here or elsewhere, as `spec` says. Raises Fenced and Unreachable."""
 
         def write() -> None:
             with self.database.transaction() as session:
-                jobs.release(session, self.job.id, self.job.lease_epoch, charge=False)
+                jobs.release(
+                    session,
+                    self.job.id,
+                    self.job.lease_epoch,
+                    charge=False,
+                    reason=reason,
+                    spec=spec,
+                )
 
         persist(write)
 

@@ -1,17 +1,13 @@
 """Why a job failed, in one sentence a user understands."""
 
-import re
 import traceback
 from typing import Any
 
-import torch
-
 from models.base import NotTransferable
+from models.parts.memory import ran_out
 from store.errors import NotFound
 from tasks.parts.problems import Invalid
 from worker.loop import Diverged
-
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.I)
 
 
 def explain(error: Exception) -> dict[str, Any]:
@@ -32,24 +28,18 @@ def _code(error: Exception) -> str:
             return "not_transferable"
         case NotFound():
             return "not_found"
-    return "out_of_memory" if _ran_out_of_memory(error) else "internal"
+    return "out_of_memory" if ran_out(error) else "internal"
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, Invalid | Diverged | NotTransferable | NotFound):
         return _sentence(str(error))
-    if _ran_out_of_memory(error):
+    if ran_out(error):
         return (
-            "The training ran out of memory: halve `training.batch_size`, or choose a smaller "
-            "architecture."
+            "The training ran out of memory, and batches in smaller pieces would not help: choose a "
+            "smaller architecture, smaller examples, or a device with more memory."
         )
     return f"The training failed unexpectedly ({type(error).__name__}); the traceback says where."
-
-
-def _ran_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def _sentence(text: str) -> str:

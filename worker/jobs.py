@@ -2,11 +2,13 @@
 
 import logging
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
 
+from models.parts.memory import ran_out
 from store.errors import Fenced
 from tasks.catalog import Spec, read_spec
 from tasks.parts.problems import Invalid, Problem
@@ -15,13 +17,24 @@ from worker import checkpoints
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, settle, sit_down
 from worker.failures import explain
-from worker.loop import Plan, Split, State, fit, plan_of, score
-from worker.outages import Unreachable, persist
+from worker.loop import Plan, Split, State, fit, judge, plan_of
+from worker.outages import Unreachable, disk_is_full, persist
 from worker.report import Report
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
 
 log = logging.getLogger(__name__)
+
+PREEMPTED = {"code": "preempted", "message": "A job of higher priority has its device."}
+T = TypeVar("T")
+
+
+class Told(Exception):
+    """The run is to end here, for the command that came."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command)
+        self.command = command
 
 
 def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Exit:
@@ -35,37 +48,59 @@ def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Exit:
     except Unreachable as error:
         log.warning("%s gives up on the database: %s", assignment.job_id, error.orig)
         return Exit.UNREACHABLE
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        log.warning("%s has no room on this disk: %s", assignment.job_id, error)
+        return Exit.DISK_FULL
     return Exit.DONE
 
 
 def tell(desk: Desk) -> None:
-    """Do the job, and say why if it fails. Raises Fenced and Unreachable."""
+    """Do the job, and say why if it fails. Raises Fenced, Unreachable, and what says that the disk is full."""
     try:
         train(desk) if desk.job.kind == "train" else evaluate(desk)
-    except (Fenced, Unreachable):
+    except (Fenced, *Unreachable):
         raise
+    except Told as told:
+        leave(desk, told.command)
     except Exception as error:
+        if disk_is_full(error):
+            raise
         log.info("%s failed", desk.job.id, exc_info=error)
         desk.finish("failed", error=explain(error))
+
+
+def leave(desk: Desk, command: Command) -> None:
+    """End the run before the job is done."""
+    if command == "cancel":
+        desk.finish("cancelled")
+    elif command == "preempt":
+        desk.give_back(PREEMPTED)
+    else:
+        desk.give_back()
 
 
 def train(desk: Desk) -> None:
     """From a data set to a version of a model."""
     ready = prepare(desk)
-    with (
-        Report(desk.database, desk.job, ready.start.state.step) as report,
-        Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
-    ):
-        report.say(opening(ready, desk.device))
-        ended = follow(ready, desk, report, kept)
-        persist(report.write_now)
-    match ended:
-        case "cancel":
-            desk.finish("cancelled")
-        case "pause" | "drain":
-            desk.give_back()
-        case _:
-            publish(ready, desk)
+    try:
+        with (
+            Report(desk.database, desk.job, ready.start.state.step) as report,
+            Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
+        ):
+            report.say(opening(ready, desk.device))
+            ended = follow(ready, desk, report, kept)
+            persist(report.write_now)
+    except (RuntimeError, MemoryError) as error:
+        smaller = in_smaller_pieces(ready) if ran_out(error) else None
+        if smaller is None:
+            raise
+        go_on_with(smaller, desk)
+    else:
+        if ended not in (None, "stop"):
+            raise Told(ended)
+        publish(ready, desk)
 
 
 class Ready(NamedTuple):
@@ -138,7 +173,7 @@ def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Comma
 
 def asked(desk: Desk, at: Position, report: Report) -> Command | None:
     """What the user, the worker or the budget want the training to do instead of going on."""
-    command, budget = desk.inbox.latest, desk.job.budget_seconds
+    command, budget = desk.inbox.look(), desk.job.budget_seconds
     if command is None and budget is not None and at.seconds >= budget:
         report.say(f"the budget of {budget:g} seconds is used up")
         command = "stop"
@@ -149,9 +184,10 @@ def asked(desk: Desk, at: Position, report: Report) -> Command | None:
 
 def judged(state: State, trained: Trained, validation: Split) -> State:
     """The state with what it is worth now, in the middle of its first epoch."""
-    metrics = score(trained, validation)
-    best = metrics[trained.task.objective.metric]
-    return state.model_copy(update={"best": best, "metrics": {"validation": metrics}})
+    *_, metrics = judge(trained, {"validation": validation})
+    assert metrics is not None
+    best = metrics["validation"][trained.task.objective.metric]
+    return state.model_copy(update={"best": best, "metrics": metrics})
 
 
 def publish(ready: Ready, desk: Desk) -> None:
@@ -161,8 +197,41 @@ def publish(ready: Ready, desk: Desk) -> None:
     if "test" in ready.splits:
         weights = load_file(desk.materials.blob(best.weights_blob))
         ready.trained.learner.load_state_dict(weights)
-        metrics["test"] = score(ready.trained, ready.splits["test"])
+        *_, judged = heard(desk, judge(ready.trained, {"test": ready.splits["test"]}))
+        metrics |= judged or {}
     desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id)
+
+
+def heard(desk: Desk, work: Iterator[T]) -> Iterator[T]:
+    """Work that ends early when the run is to end. Raises Told."""
+    for piece in work:
+        command = desk.inbox.look()
+        if command not in (None, "stop"):
+            raise Told(command)
+        yield piece
+
+
+def in_smaller_pieces(ready: Ready) -> Spec | None:
+    """The same training with batches in twice as many pieces; None when that cannot save memory."""
+    training, learner = ready.spec.training, ready.trained.learner
+    pieces = 2 * training.micro_batches
+    largest = min(int(training.batch_size), ready.splits["train"].columns.examples)
+    if not learner.accumulates or pieces > largest:
+        return None
+    smaller = training.model_copy(update={"micro_batches": pieces})
+    return ready.spec.model_copy(update={"training": smaller})
+
+
+def go_on_with(smaller: Spec, desk: Desk) -> None:
+    """Have the job go on from its last checkpoint, in a process whose memory is fresh."""
+    training = smaller.training
+    message = (
+        f"{desk.device} ran out of memory: each batch of {training.batch_size} is now learned from "
+        f"in {training.micro_batches} pieces, whose gradients are accumulated."
+    )
+    log.info("%s: %s", desk.job.id, message)
+    reason = {"code": "out_of_memory", "message": message}
+    desk.give_back(reason, smaller.model_dump(mode="json"))
 
 
 def evaluate(desk: Desk) -> None:
@@ -175,7 +244,8 @@ def evaluate(desk: Desk) -> None:
         raise Invalid(Problem(("split",), "the data set has no such split", split, sorted(files)))
     examples = materials.examples(files[split])
     found = materials.split(files[split], examples, trained.task, trained.codec)
-    predictions = list(trained.predictions(found.columns))
+    *_, predictions = heard(desk, trained.answering(found.columns))
+    assert predictions is not None
     result = trained.task.evaluate(predictions, found.examples)
     metrics = {name: value for name, value in result.items() if name in trained.task.metrics}
     desk.finish("succeeded", result=result, metrics={split: metrics})
@@ -185,7 +255,9 @@ def opening(ready: Ready, device: str) -> str:
     """Such as "training lstm on 8000 examples, 10 epochs of 250 steps, on cpu"."""
     state, plan = ready.start.state, ready.plan
     begin = f"going on at step {state.step} with" if state.step else "training"
+    pieces = ready.spec.training.micro_batches
+    cut = f", each batch in {pieces} pieces" if pieces > 1 else ""
     return (
         f"{begin} {ready.spec.task.architecture.name} on {ready.splits['train'].columns.examples} "
-        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps, on {device}"
+        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}, on {device}"
     )

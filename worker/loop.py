@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -67,7 +67,7 @@ class Progress:
     state: State
     plan: Plan
     points: list[tuple[int, int, Metrics]] = field(default_factory=list)
-    """(step, epoch, values): the learning curves' new points."""
+    """(step, epoch, values): the learning curves' new points; an epoch's last step has two."""
     is_best: bool = False
     """Whether an epoch has just ended that is better than all before."""
 
@@ -82,6 +82,8 @@ def fit(
     interval: float = 0.5,
 ) -> Iterator[Progress]:
     """Train, and report every `interval` seconds and after every epoch; the last report is `finished`.
+
+    Reports come while the splits are judged, too: where all steps of an epoch are done, and its score is not.
 
     The learner must have been started, and restored when `state` is not the beginning. What is learned
     is a function of the request and the data alone: neither reporting nor resuming changes a bit of it.
@@ -100,14 +102,21 @@ def fit(
         learner.enter_epoch(epoch)
         batches = epoch_batches(learner, train.columns, training, epoch)
         total = torch.tensor(state.loss_sum, dtype=torch.float64, device=trained.device)
-        for index in batches[done:]:
-            seed_step(training.seed, epoch, step)
-            loss = learner.train_step(train.columns.batch(index).to(trained.device), step)
-            total += loss
-            step, done = step + 1, done + 1
-            if done % every == 0:
-                points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
-            if time.monotonic() - reported > interval and done < len(batches):
+        mean_loss, metrics = math.nan, None
+        judging = judge(trained, {"train": sample, "validation": validation})
+        while metrics is None:
+            if done < len(batches):
+                batch = train.columns.batch(batches[done]).to(trained.device)
+                seed_step(training.seed, epoch, step)
+                loss = learner.train_step(batch, step)
+                total += loss
+                step, done = step + 1, done + 1
+                if done % every == 0:
+                    points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
+            else:
+                mean_loss = _finite(total.item() / max(1, len(batches)), step)
+                metrics = next(judging)
+            if metrics is None and time.monotonic() - reported > interval:
                 points = _read(points)
                 state = state.model_copy(
                     update={"step": step, "step_in_epoch": done, "loss_sum": total.item()}
@@ -116,11 +125,7 @@ def fit(
                 points, reported = [], time.monotonic()
 
         points = _read(points)
-        mean_loss = _finite(total.item() / max(1, len(batches)), step)
-        metrics = {
-            "train": {**score(trained, sample), "loss": mean_loss},
-            "validation": score(trained, validation),
-        }
+        metrics["train"]["loss"] = mean_loss
         decisive = task.objective.metric
         value = metrics["validation"][decisive]
         metrics["gap"] = {decisive: metrics["train"][decisive] - value}
@@ -140,7 +145,8 @@ def fit(
         )
         flat = {f"{split}/{name}": v for split, of in metrics.items() for name, v in of.items()}
         flat["train/epoch_loss"] = flat.pop("train/loss")
-        yield Progress(state, plan, _merged(points, (step, epoch + 1, flat)), is_best)
+        points.append((step, epoch + 1, flat))
+        yield Progress(state, plan, points, is_best)
         points, reported = [], time.monotonic()
 
 
@@ -187,10 +193,16 @@ def part(split: Split, index: Tensor) -> Split:
     return Split(split.columns.select(index), split.examples[index.tolist()])
 
 
-def score(trained: Trained, split: Split) -> Metrics:
-    """Every metric of the task, of what the model predicts for a split."""
-    predictions = list(trained.predictions(split.columns))
-    return trained.task.score(predictions, split.examples)
+def judge(trained: Trained, splits: Mapping[str, Split]) -> Iterator[dict[str, Metrics] | None]:
+    """At last every metric of the task, by split; until then None after each batch that is predicted."""
+    metrics = {}
+    for name, split in splits.items():
+        for predictions in trained.answering(split.columns):
+            if predictions is None:
+                yield None
+            else:
+                metrics[name] = trained.task.score(predictions, split.examples)
+    yield metrics
 
 
 def _read(points: list[tuple[int, int, Metrics]]) -> list[tuple[int, int, Metrics]]:
@@ -208,13 +220,3 @@ def _finite(loss: float, step: int) -> float:
         f"the loss became {loss} by step {step}: lower the learning rate, clip the gradients "
         "(training.clipping.norm = 1.0), or look for extreme values in the data"
     )
-
-
-def _merged(
-    points: list[tuple[int, int, Metrics]], last: tuple[int, int, Metrics]
-) -> list[tuple[int, int, Metrics]]:
-    """The points and the epoch's own, with one point a step."""
-    if points and points[-1][0] == last[0]:
-        step, epoch, values = points.pop()
-        last = (step, epoch, {**values, **last[2]})
-    return [*points, last]

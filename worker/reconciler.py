@@ -10,7 +10,7 @@ from types import FrameType
 
 from sqlalchemy.orm import Session
 
-from store import blobs, jobs, replies, workers
+from store import blobs, jobs, queues, replies, workers
 from store.session import Database, connect
 from worker import app
 from worker.outages import Unreachable
@@ -18,7 +18,8 @@ from worker.settings import WorkerSettings, read_settings
 
 log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 5.0
+ROUND_SECONDS = 2.0
+"""Between two looks: with the rest of a lost lease, how long a job waits for another worker."""
 SWEEP_SECONDS = 60.0
 UNUSED_SECONDS = 600.0
 """How long bytes may lie unused: old checkpoints are many, and an upload is soon referred to."""
@@ -67,8 +68,8 @@ class Reconciler:
     def _hints(self) -> dict[str, int]:
         with self._database.transaction(read_only=True) as session:
             return {
-                queue: min(depth["queued"], jobs.ready_count(session, [queue]), free)
-                for queue, depth in jobs.queue_depths(session).items()
+                queue: min(depth["queued"], queues.ready_count(session, [queue]), free)
+                for queue, depth in queues.depths(session).items()
                 if (free := workers.free_slots(session, queue=queue))
             }
 

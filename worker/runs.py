@@ -4,20 +4,31 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
+from store.columns import Object
 from store.tables import Job
 from worker import trainer
 from worker.settings import WorkerSettings
-from worker.trainer import Assignment, Command
+from worker.trainer import Assignment, Command, Exit
 
 log = logging.getLogger(__name__)
 
 NEVER = float("inf")
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 _FORKED = get_context("forkserver")
+_LEFT: dict[Exit, Object] = {
+    Exit.UNREACHABLE: {
+        "code": "unreachable",
+        "message": "The database was away for too long, or took no more data.",
+    },
+    Exit.DISK_FULL: {"code": "disk_full", "message": "The worker's disk is full."},
+}
+"""What a trainer says by the status it leaves with."""
 
 
 def warm_up() -> None:
@@ -44,6 +55,11 @@ class Run:
         self.renewed = time.monotonic()
         """When the lease was last known to be ours."""
         self.told: set[Command] = set()
+        self.peak_bytes = 0
+        """The most memory it was seen to use."""
+        self._stall_seconds = settings.stall_seconds
+        self._heard = time.monotonic()
+        self._stalled = False
         self._deadline = NEVER
         self._process, self._commands = _start(
             Assignment(job.id, job.lease_epoch, device, threads), settings
@@ -55,9 +71,21 @@ class Run:
             self._process.join()
             self._commands.close()
             return True
+        self._look_after()
         if time.monotonic() >= self._deadline:
             self._process.kill()
         return False
+
+    def _look_after(self) -> None:
+        """Note how much memory it takes, and end it when it gave no sign of life for too long."""
+        self.peak_bytes = max(self.peak_bytes, _peak_bytes(self._process.pid))
+        with suppress(EOFError, OSError):
+            while self._commands.poll():
+                self._commands.recv()
+                self._heard = time.monotonic()
+        if time.monotonic() - self._heard > self._stall_seconds:
+            self._stalled = True
+            self.kill()
 
     def tell(self, command: Command, grace: float = NEVER) -> None:
         """Pass on a command, once; the trainer is killed if it is still there after `grace` seconds."""
@@ -76,23 +104,43 @@ class Run:
     @property
     def was_ended(self) -> bool:
         """Whether it ended because it was told to, and so is not at fault."""
-        return bool(self.told & {"drain", "cancel"})
+        return bool(self.told & {"drain", "cancel", "preempt"})
 
-    def cause(self) -> dict[str, str]:
+    def cause(self) -> Object:
         """What an ended trainer died of, told so that a user can act on it."""
+        if self._stalled:
+            message = f"The training showed no sign of life for {self._stall_seconds:.0f} s."
+            return {"code": "stalled", "message": message, **self._memory()}
         code = self._process.exitcode or 0
         if code < 0:
-            name = _SIGNALS.get(-code, f"signal {-code}")
-            hint = "; the machine may be short of memory" if code == -signal.SIGKILL else ""
-            message = f"The training process was killed by {name}{hint}."
-            return {"code": "killed", "signal": name, "message": message}
-        if code == trainer.Exit.UNREACHABLE:
-            return {"code": "unreachable", "message": "The database could not be reached any more."}
-        return {"code": "crashed", "message": f"The training process ended with status {code}."}
+            return self._killed(-code)
+        if code in _LEFT:
+            return _LEFT[Exit(code)]
+        message = f"The training process ended with status {code}."
+        return {"code": "crashed", "message": message, **self._memory()}
+
+    def _killed(self, number: int) -> Object:
+        name = _SIGNALS.get(number, f"signal {number}")
+        used = f" while it used {self.peak_bytes / 2**20:,.0f} MiB" if self.peak_bytes else ""
+        hint = "; the machine may be short of memory" if number == signal.SIGKILL else ""
+        message = f"The training process was killed by {name}{used}{hint}."
+        return {"code": "killed", "signal": name, "message": message, **self._memory()}
+
+    def _memory(self) -> Object:
+        return {"memory_bytes": self.peak_bytes} if self.peak_bytes else {}
+
+
+def _peak_bytes(pid: int | None) -> int:
+    """The most memory a process has used, where the machine tells; 0 elsewhere."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _start(assignment: Assignment, settings: WorkerSettings) -> tuple[BaseProcess, Connection]:
-    theirs, ours = Pipe(duplex=False)
+    theirs, ours = Pipe()
     process = _FORKED.Process(
         target=trainer.main, args=(assignment, settings, theirs), name=assignment.job_id
     )

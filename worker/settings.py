@@ -41,6 +41,15 @@ class WorkerSettings(StoreSettings):
     checkpoint_seconds: float = Field(
         30.0, ge=0, description="Training time between two checkpoints: the most a crash costs."
     )
+    checkpoint_share: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Most of the time that checkpoints may cost; where they take long, they come less often.",
+    )
+    stall_seconds: float = Field(
+        1800.0, gt=0, description="How long a trainer may be silent before it is ended as stalled."
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
     @field_validator("queues", mode="before")

@@ -7,7 +7,7 @@ import socket
 import time
 from threading import Event, Thread
 
-from store import ids, jobs, workers
+from store import ids, jobs, queues, workers
 from store.errors import Fenced
 from store.session import Database
 from store.tables import Job
@@ -68,7 +68,7 @@ class Supervisor(Thread):
             self._beat("idle")
         # Most looks find nothing, and reading does not stand in the way of those who write.
         with self._database.transaction(read_only=True) as session:
-            if not jobs.any_ready(session, self._queues):
+            if not queues.any_ready(session, self._queues):
                 return None
         owner = f"{self.id}/{ids.new('claim')}"
         return persist(lambda: self._take(owner))
@@ -92,7 +92,7 @@ class Supervisor(Thread):
 
     def _heartbeat(self, run: Run) -> None:
         try:
-            desired = self._renew(run.job)
+            wish = self._renew(run.job)
         except Fenced:
             run.kill()
         except Unreachable as error:
@@ -102,10 +102,19 @@ class Supervisor(Thread):
                 run.kill()
         else:
             run.renewed = time.monotonic()
-            _pass_on(desired, run)
+            self._pass_on(wish, run)
 
-    def _renew(self, job: Job) -> str | None:
-        """Keep the lease; what the user wants of the job comes back with it. Raises Fenced."""
+    def _pass_on(self, wish: jobs.Wish | None, run: Run) -> None:
+        match wish:
+            case "cancel":
+                run.tell("cancel", CANCEL_SECONDS)
+            case "preempt":
+                run.tell("preempt", self._settings.drain_seconds)
+            case "pause" | "stop":
+                run.tell(wish)
+
+    def _renew(self, job: Job) -> jobs.Wish | None:
+        """Keep the lease; what the job is to do comes back with it. Raises Fenced."""
         self._beat("draining" if self._stopping.is_set() else "busy", job.id)
         with self._database.transaction() as session:
             return jobs.renew(session, job.id, job.lease_epoch, self._settings.lease)
@@ -156,11 +165,3 @@ class Supervisor(Thread):
                 workers.gone(session, self.id)
         except Unreachable as error:
             log.warning("left without a good-bye: %s", error.orig)
-
-
-def _pass_on(desired: str | None, run: Run) -> None:
-    match desired:
-        case "cancel":
-            run.tell("cancel", CANCEL_SECONDS)
-        case "pause" | "stop":
-            run.tell(desired)

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from contextlib import suppress
 from enum import IntEnum
 from importlib import import_module
@@ -15,7 +16,9 @@ from typing import Literal, NamedTuple
 
 from worker.settings import WorkerSettings
 
-Command = Literal["cancel", "stop", "pause", "drain"]
+Command = Literal["cancel", "stop", "pause", "preempt", "drain"]
+SIGN_SECONDS = 1.0
+"""How often a trainer shows that it lives: what a stopped supervisor does not read must not fill the pipe soon."""
 _PR_SET_PDEATHSIG = 1
 _FIRST_TO_GO = "800"
 """When the machine runs out of memory: the trainer, not the worker that reports it."""
@@ -26,6 +29,8 @@ class Exit(IntEnum):
 
     DONE = 0
     """The job's row says how it went."""
+    DISK_FULL = 74
+    """This machine's disk has no room for what the job needs."""
     UNREACHABLE = 75
     """The database was away for too long."""
     FENCED = 78
@@ -45,14 +50,23 @@ class Inbox:
     """What the supervisor tells the trainer, which looks between steps."""
 
     def __init__(self, commands: Connection) -> None:
-        self.latest: Command | None = None
+        self._latest: Command | None = None
         self._commands = commands
+        self._seen_alive = 0.0
         Thread(target=self._listen, name="inbox", daemon=True).start()
+
+    def look(self) -> Command | None:
+        """What there is to do instead of going on. That somebody looks is a sign of life for the supervisor."""
+        if time.monotonic() - self._seen_alive >= SIGN_SECONDS:
+            self._seen_alive = time.monotonic()
+            with suppress(OSError):
+                self._commands.send(None)
+        return self._latest
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self.latest = self._commands.recv()
+                self._latest = self._commands.recv()
         # The worker is gone, and with it the lease: nothing that is still learned could be kept.
         os._exit(Exit.FENCED)
 

@@ -11,7 +11,7 @@ from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
 from api.schemas import After, Limit, PageOut, page_out
 from models.parts.options import Plain
-from store import blobs, jobs, keys, projects, storage, workers
+from store import blobs, jobs, keys, projects, queues, storage, workers
 from store.session import Database
 from store.tables import ApiKey, Worker
 from tasks.parts.problems import Invalid, Problem
@@ -156,7 +156,7 @@ def list_workers(_: Admin, session: Reading) -> Any:
 @router.get("/queue", summary="Show the queues")
 def get_queue(principal: Admin, session: Reading) -> QueuesOut:
     """How many jobs wait, how long, and why."""
-    depths = jobs.queue_depths(session)
+    depths = queues.depths(session)
     serving = {queue for worker in workers.open_for(session, None) for queue in worker.queues}
     queued = jobs.page(session, principal.project_id, 100, status="queued").rows
     return QueuesOut(
@@ -176,7 +176,7 @@ def get_queue(principal: Admin, session: Reading) -> QueuesOut:
                 name=job.name,
                 queue=job.queue,
                 priority=job.priority,
-                reason=jobs.waiting(session, job),
+                reason=queues.waiting(session, job),
             )
             for job in queued
         ],

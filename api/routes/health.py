@@ -9,7 +9,7 @@ from api.auth import demand
 from api.dependencies import CurrentDatabase, CurrentSettings, Reading
 from api.errors import documented
 from api.metrics import REGISTRY
-from store import jobs, projects, workers
+from store import jobs, projects, queues, workers
 
 router = APIRouter(tags=["health"])
 
@@ -67,7 +67,7 @@ def _of_database(session: Session) -> CollectorRegistry:
         ["queue"],
         registry=registry,
     )
-    for queue, load in jobs.queue_depths(session).items():
+    for queue, load in queues.depths(session).items():
         depth.labels(queue).set(load["queued"])
         oldest.labels(queue).set(load["oldest_seconds"])
     seen = Gauge("modelyard_workers", "Workers alive.", ["status"], registry=registry)

@@ -34,6 +34,13 @@ class Training(Plain):
     batch_size: Auto[Annotated[int, Field(ge=1, le=65_536)]] = Field(
         AUTO, description="Examples per step."
     )
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        le=65_536,
+        description="Pieces each batch is cut into to save memory; gradients are accumulated over them. "
+        "A training that runs out of memory doubles it by itself.",
+    )
     optimizer: Auto[OneOf[Optimizer]] = Field(AUTO, description="How gradients change the weights.")
     schedule: Auto[OneOf[Schedule]] = Field(
         AUTO, description="How the learning rate changes over the steps."

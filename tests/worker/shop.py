@@ -26,13 +26,12 @@ from worker.trainer import Assignment, Command, Exit, Inbox
 
 
 class Orders(Inbox):
-    """An inbox into which a command comes after so many looks, one after each step."""
+    """An inbox into which a command comes after so many looks: one after each step and each batch judged."""
 
     def __init__(self, command: Command | None = None, after: int = 0) -> None:
         self._command, self._after, self._looks = command, after, 0
 
-    @property
-    def latest(self) -> Command | None:  # type: ignore[override]
+    def look(self) -> Command | None:
         self._looks += 1
         return self._due() if self._looks > self._after else None
 

@@ -1,12 +1,15 @@
 """One job after another, run by the trainer's own code on real databases."""
 
+import errno
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
@@ -16,13 +19,14 @@ import worker.jobs
 import worker.materials
 import worker.outages
 import worker.report
-from models.base import NotTransferable
+from models.base import Batch, NotTransferable, Supervised
 from models.parts.training import Transfer
-from store import blobs, datasets, jobs, logs, metrics, models
+from store import blobs, datasets, events, jobs, logs, metrics, models
 from store import checkpoints as stored
 from store.session import Database, connect
 from store.tables import Job
 from tasks.parts.problems import Invalid, Problem
+from tasks.trained import save_weights
 from tests.worker.shop import Crash, Orders, Shop, crash, rows, texts
 from worker.cache import save_columns
 from worker.desk import Desk
@@ -32,7 +36,7 @@ from worker.trainer import Exit
 TABLE = "tabular-classification"
 SMALL = {"name": "mlp", "layers": 1, "width": 16, "dropout": 0.2}
 SHORT = {"epochs": 4, "batch_size": 16}
-ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0.0}
+ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0.0, "checkpoint_share": 1.0}
 
 
 def small_job(shop: Shop, **options: Any) -> Job:
@@ -179,7 +183,7 @@ def test_a_training_interrupted_between_any_two_checkpoints_keeps_its_best(shop:
     shop.train(alone)
     lost = shop.submit(dataset, SMALL, SHORT)
     for after in (5, 9, 20):
-        with pytest.raises(KeyboardInterrupt), patch.object(worker.checkpoints, "SHARE", 0):
+        with pytest.raises(KeyboardInterrupt):
             shop.train(lost, Crash(after), **ALWAYS)
         shop.lose(lost)
     assert shop.last(lost).step > 0
@@ -290,7 +294,7 @@ def test_a_transfer_that_is_interrupted_does_not_start_from_its_base_again(
     small_shop.train(moved)
     assert small_shop.last(moved).weights_blob == small_shop.last(alone).weights_blob
     lines = [row.line for row in small_shop.act(logs.page, moved.id).rows]
-    assert any(line.startswith("going on at step 10 with mlp") for line in lines)
+    assert any(line.startswith("going on at step 8 with mlp") for line in lines)
 
 
 def test_a_training_goes_on_from_another_jobs_checkpoint(shop: Shop) -> None:
@@ -327,12 +331,12 @@ def test_a_training_that_diverges_says_what_to_change(small_shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("raised", "code", "says"),
     [
-        (MemoryError(), "out_of_memory", "halve `training.batch_size`"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "halve"),
+        (MemoryError(), "out_of_memory", "choose a smaller architecture"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "ran out of memory"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
             "out_of_memory",
-            "halve",
+            "ran out of memory",
         ),
         (
             Invalid(Problem(("file", "line", 3), "not a number", "x")),
@@ -374,6 +378,129 @@ def failed(shop: Shop, job: Job, code: str) -> dict[str, Any]:
     assert found.error is not None
     assert found.error["code"] == code, found.error
     return found.error
+
+
+# Memory that runs out
+
+PLAIN = {"name": "mlp", "layers": 1, "width": 16, "dropout": 0.0, "norm": "none"}
+
+
+def fits(examples: int) -> Any:
+    """A device with memory for so many examples at a time."""
+    loss = Supervised.loss
+
+    def limited(learner: Supervised, batch: Batch) -> torch.Tensor:
+        if len(batch) > examples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss(learner, batch)
+
+    return patch.object(Supervised, "loss", limited)
+
+
+def worked_off(shop: Shop, job: Job) -> int:
+    """Run a job until it has ended; how many runs it took."""
+    runs = 0
+    while shop.job(job).status == "queued":
+        assert shop.train(job, **ALWAYS) is Exit.DONE
+        runs += 1
+    return runs
+
+
+def test_a_training_out_of_memory_goes_on_with_batches_in_pieces(shop: Shop) -> None:
+    dataset = shop.upload(TABLE, rows())
+    roomy, tight = (shop.submit(dataset, PLAIN, SHORT) for _ in range(2))
+    assert worked_off(shop, roomy) == 1
+    with fits(5):
+        assert worked_off(shop, tight) == 3, "16 examples, then 8, then 4 at a time"
+    found = shop.job(tight)
+    assert (found.status, found.attempt) == ("succeeded", 1), found.error
+    assert found.spec["training"]["micro_batches"] == 4
+    assert found.spec["training"]["batch_size"] == SHORT["batch_size"]
+    one, other = shop.weights(shop.last(roomy)), shop.weights(shop.last(tight))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+    told = [e.data for e in shop.act(events.page, tight.id).rows if "reason" in e.data]
+    assert [event["reason"]["code"] for event in told] == ["out_of_memory"] * 2
+    assert told[-1]["reason"]["message"] == (
+        "cpu ran out of memory: each batch of 16 is now learned from in 4 pieces, whose gradients are "
+        "accumulated."
+    )
+    lines = [row.line for row in shop.act(logs.page, tight.id).rows]
+    assert any("each batch in 4 pieces" in line for line in lines)
+
+
+def test_memory_that_runs_out_late_costs_only_what_came_after_the_last_checkpoint(
+    small_shop: Shop,
+) -> None:
+    job = small_shop.submit(small_shop.upload(TABLE, rows()), PLAIN, SHORT)
+    small_shop.train(job, Orders("drain", 12), **ALWAYS)
+    step = small_shop.last(job).step
+    assert step > 8
+    with fits(8):
+        assert worked_off(small_shop, job) == 2
+    lines = [row.line for row in small_shop.act(logs.page, job.id).rows]
+    assert sum(line.startswith(f"going on at step {step} ") for line in lines) == 2
+    assert len(small_shop.act(metrics.curve, job.id)["validation/accuracy"]) == 4
+
+
+def test_a_training_that_fits_in_no_pieces_fails_and_says_so(small_shop: Shop) -> None:
+    job = small_shop.submit(small_shop.upload(TABLE, rows()), PLAIN, SHORT)
+    with fits(0):
+        assert worked_off(small_shop, job) == 5
+    error = failed(small_shop, job, "out_of_memory")
+    assert "batches in smaller pieces would not help" in error["message"]
+
+
+def test_a_split_is_judged_in_smaller_batches_when_memory_runs_out(small_shop: Shop) -> None:
+    job = small_job(small_shop)
+    predict = Supervised.predict
+    sizes = []
+
+    def limited(learner: Supervised, *inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return predict(learner, *inputs)
+
+    with patch.object(Supervised, "predict", limited):
+        assert worked_off(small_shop, job) == 1
+    assert small_shop.job(job).status == "succeeded"
+    assert {40, 20, 10, 5} <= set(sizes)
+
+
+# A full disk
+
+
+def test_a_training_outlives_a_full_disk(small_shop: Shop) -> None:
+    """What checkpoints write has no room at first, and has it again before anybody loses patience."""
+    dataset = small_shop.upload(TABLE, rows())
+    alone, troubled = (small_shop.submit(dataset, SMALL, SHORT) for _ in range(2))
+    small_shop.train(alone)
+    save, refused = save_weights, 0
+
+    def crowded(weights: Any, path: Path) -> None:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(weights, path)
+
+    with (
+        patch.object(worker.checkpoints, "save_weights", crowded),
+        patch.object(worker.outages, "_PAUSE_SECONDS", 0.0),
+    ):
+        assert small_shop.train(troubled, **ALWAYS) is Exit.DONE
+    assert refused == 3
+    assert small_shop.job(troubled).status == "succeeded"
+    assert small_shop.last(troubled).weights_blob == small_shop.last(alone).weights_blob
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_not_the_job(small_shop: Shop) -> None:
+    job = small_job(small_shop)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with patch.object(Materials, "split", side_effect=full):
+        assert small_shop.train(job) is Exit.DISK_FULL
+    assert small_shop.job(job).status == "running"
 
 
 # Outages of the database

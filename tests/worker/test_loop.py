@@ -65,11 +65,12 @@ def test_reporting_more_often_changes_nothing_that_is_learned_or_drawn() -> None
     assert rare[2] == 3 < often[2]
 
 
-def test_curves_have_one_point_a_step_and_losses_at_most_fifty_an_epoch() -> None:
+def test_curves_have_each_number_once_a_step_and_losses_at_most_fifty_an_epoch() -> None:
     training = course("tabular-classification", rows(500).encode(), SMALL, {"batch_size": 4})
     points = [point for report in fit(*training) for point in report.points]
-    steps = [step for step, _, _ in points]
-    assert steps == sorted(set(steps))
+    places = [(step, name) for step, _, values in points for name in values]
+    assert len(places) == len(set(places))
+    assert [step for step, _, _ in points] == sorted(step for step, _, _ in points)
     losses = [epoch for _, epoch, values in points if "train/loss" in values]
     assert 3 * 25 <= len(losses) <= 3 * 60
     assert {"validation/accuracy", "train/accuracy", "train/epoch_loss"} <= set(points[-1][2])
@@ -102,6 +103,18 @@ def changed_step(training: Course, change: Callable[[Tensor, int], Tensor]) -> N
         return change(step_of(batch, step), step)
 
     learner.train_step = train_step  # type: ignore[method-assign]
+
+
+def test_a_training_reports_while_it_is_judged_and_learns_nothing_then() -> None:
+    training = small(epochs=1)
+    learner = training.trained.learner
+    judging = [
+        fingerprint(learner)
+        for report in fit(*training, interval=0.0)
+        if report.state.step_in_epoch == report.plan.steps_per_epoch
+    ]
+    assert len(judging) >= 3, "after the last step, and after a batch of either split"
+    assert set(judging) == {fingerprint(learner)}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from store import events, jobs, metrics, workers
@@ -66,6 +67,13 @@ class Crew:
             worker.end()
 
 
+def last_reason(crew: Crew, job: Job) -> dict[str, Any]:
+    """Why the job was queued again."""
+    told = [e for e in crew.shop.act(events_of, job.id, "status") if e["status"] == "queued"]
+    reason: dict[str, Any] = told[-1]["reason"]
+    return reason
+
+
 def events_of(session: Session, job_id: str, type: str) -> list[dict[str, Any]]:
     rows = events.page(session, job_id, limit=10_000).rows
     return [row.data for row in rows if row.type == type]
@@ -107,12 +115,14 @@ def test_a_job_whose_trainer_is_killed_goes_on_and_loses_nothing(crew: Crew) -> 
     os.kill(trainer, signal.SIGKILL)
     until(lambda: gone(trainer), "the trainer is gone")
     crew.until(job, "succeeded", "failed")
-    given_back = [e for e in crew.shop.act(events_of, job.id, "status") if e["status"] == "queued"]
-    assert given_back[-1]["reason"] == {
-        "code": "killed",
-        "signal": "SIGKILL",
-        "message": "The training process was killed by SIGKILL; the machine may be short of memory.",
-    }
+    reason = last_reason(crew, job)
+    assert (reason["code"], reason["signal"]) == ("killed", "SIGKILL")
+    assert 2**26 < reason["memory_bytes"] < 2**34
+    mebibytes = f"{reason['memory_bytes'] / 2**20:,.0f} MiB"
+    assert reason["message"] == (
+        f"The training process was killed by SIGKILL while it used {mebibytes}; the machine may be short "
+        "of memory."
+    )
     assert crew.shop.job(job).claims == 2
     assert crew.learned(job) == crew.undisturbed(SECONDS)
 
@@ -136,6 +146,33 @@ def test_a_trainer_that_does_not_listen_is_killed_and_its_job_cancelled(crew: Cr
     crew.shop.act(jobs.cancel, crew.shop.project, job.id)
     crew.until(job, "cancelled")
     until(lambda: gone(trainer), "the trainer is gone")
+
+
+def test_a_job_of_higher_priority_gets_the_device_at_once_and_the_lower_one_ends_the_same(
+    crew: Crew,
+) -> None:
+    low = crew.running(SECONDS)
+    high = crew.shop.submit(crew.dataset, SMALL, {"epochs": 2}, priority=1)
+    crew.until(high, "succeeded", "failed")
+    assert crew.shop.job(low).status != "succeeded", "it was too short to be preempted"
+    assert last_reason(crew, low)["code"] == "preempted"
+    crew.until(low, "succeeded", "failed")
+    row = crew.shop.job(low)
+    assert (row.claims, row.attempt) == (2, 1)
+    assert crew.learned(low) == crew.undisturbed(SECONDS)
+
+
+def test_a_job_whose_every_run_is_killed_fails_with_what_was_seen(crew: Crew) -> None:
+    job = crew.running(HOURS)
+    with crew.shop.database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(max_attempts=1))
+    (trainer,) = crew.worker.trainers
+    time.sleep(1.0)  # so that its memory was looked at
+    os.kill(trainer, signal.SIGSEGV)
+    crew.until(job, "failed")
+    error = crew.shop.job(job).error or {}
+    assert (error["code"], error["cause"], error["signal"]) == ("poison", "killed", "SIGSEGV")
+    assert error["memory_bytes"] > 2**26
 
 
 def test_a_paused_job_frees_the_device_and_goes_on_later(crew: Crew) -> None:
@@ -176,6 +213,43 @@ def test_a_worker_told_to_stop_saves_its_job_and_leaves(crew: Crew) -> None:
     assert left.progress["step"] == crew.shop.last(job).step
     assert worker_id not in {row.id for row in crew.shop.act(workers.all)}
     crew.shop.act(jobs.cancel, crew.shop.project, job.id)
+
+
+def test_a_trainer_without_a_sign_of_life_is_ended_and_its_job_goes_on(small_shop: Shop) -> None:
+    worker = Worker(small_shop, STALL_SECONDS="4")
+    try:
+        job = small_shop.submit(small_shop.upload(TABLE, rows()), SMALL, HOURS)
+        until(lambda: small_shop.act(events_of, job.id, "checkpoint"), "a checkpoint", worker)
+        (stuck,) = worker.trainers
+        os.kill(stuck, signal.SIGSTOP)
+        assert until(lambda: gone(stuck), "the trainer is gone", worker) > 2
+        step = small_shop.last(job).step
+        until(lambda: small_shop.last(job).step > step, "it goes on", worker)
+        told = [e for e in small_shop.act(events_of, job.id, "status") if "reason" in e]
+        assert [event["reason"]["code"] for event in told] == ["stalled"]
+        assert told[0]["reason"]["message"] == "The training showed no sign of life for 4 s."
+    finally:
+        worker.end()
+
+
+@pytest.mark.slow
+def test_memory_that_really_runs_out_is_saved_by_smaller_pieces(small_shop: Shop) -> None:
+    """One step of the whole batch needs several times 256 MiB for activations."""
+    wide = {"name": "mlp", "layers": 1, "width": 4096, "dropout": 0.0, "norm": "none"}
+    job = small_shop.submit(
+        small_shop.upload(TABLE, rows(30_000)), wide, {"epochs": 1, "batch_size": 16_384}
+    )
+    worker = Worker(small_shop, MEMORY_BYTES=str(1 << 30))
+    try:
+        ended = lambda: small_shop.job(job).status in ("succeeded", "failed")  # noqa: E731
+        until(ended, "the job has ended", worker)
+        row = small_shop.job(job)
+        assert row.status == "succeeded", row.error
+        assert 2 <= row.spec["training"]["micro_batches"] <= 64
+        told = [e for e in small_shop.act(events_of, job.id, "status") if "reason" in e]
+        assert {event["reason"]["code"] for event in told} == {"out_of_memory"}
+    finally:
+        worker.end()
 
 
 @pytest.fixture

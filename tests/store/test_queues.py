@@ -1,0 +1,172 @@
+"""What waits in the queues, why, and whose device it takes."""
+
+from typing import Any
+
+import pytest
+
+from store import jobs, queues, workers
+from store.tables import Job
+from tests.store.world import World
+
+
+def serve(world: World, worker: str = "w", *served: str, **facts: Any) -> None:
+    """A sign of life of a worker, which takes jobs from `cpu` unless others are named."""
+    usual = {"host": "h", "pid": 1, "device": "cpu", "device_name": "CPU", "memory_bytes": 1}
+    given = {**usual, "queues": list(served or ["cpu"]), "slots": 1, "status": "idle", **facts}
+    world.act(workers.beat, worker, **given)
+
+
+def run(world: World, worker: str = "w", **options: Any) -> Job:
+    """A new job that runs on a worker."""
+    job = world.submit(**options)
+    with world.database.transaction() as session:
+        served = [options.get("queue", "cpu")]
+        claimed = jobs.claim(session, f"{worker}/{job.id}", served, 60.0, worker)
+    assert claimed is not None
+    assert claimed.id == job.id
+    return claimed
+
+
+def wish(world: World, job: Job) -> str | None:
+    """What the next heartbeat of a running job brings."""
+    found: str | None = world.holder(jobs.renew, job, 60.0)
+    return found
+
+
+def test_it_is_said_why_a_job_waits(world: World) -> None:
+    job, second, third = world.submit(), world.submit(), world.submit()
+    assert world.act(queues.waiting, job) == "no worker serves queue cpu"
+    serve(world)
+    assert world.act(queues.waiting, job) == "starting now"
+    assert world.act(queues.waiting, second) == "1 job is ahead in queue cpu"
+    assert world.act(queues.waiting, third) == "2 jobs are ahead in queue cpu"
+    with world.database.transaction() as session:
+        jobs.claim(session, "w/1", ["cpu"], 60.0, "w")
+    assert world.act(queues.waiting, second) == "next in queue cpu: every worker is busy"
+
+
+def test_ready_jobs_are_counted_by_queue(world: World) -> None:
+    run(world)
+    world.submit()
+    world.submit(queue="gpu", kind="evaluate")
+    assert world.act(queues.ready_count) == 2
+    assert world.act(queues.ready_count, ["gpu"]) == 1
+    assert world.act(queues.any_ready, ["gpu"])
+    assert not world.act(queues.any_ready, ["tpu"])
+    depths = world.act(queues.depths)
+    assert {queue: depth["queued"] for queue, depth in depths.items()} == {"cpu": 1, "gpu": 1}
+    assert 0 <= depths["cpu"]["oldest_seconds"] < 60
+
+
+def test_a_job_of_higher_priority_takes_the_device_of_a_lower_one(world: World) -> None:
+    serve(world)
+    low = run(world)
+    assert wish(world, low) is None
+    high = world.submit(priority=1)
+    assert wish(world, low) == "preempt"
+    assert world.act(queues.waiting, high) == (
+        f"{low.id}, which has a lower priority, is giving its device up"
+    )
+    reason = {"code": "preempted", "message": "..."}
+    assert world.holder(jobs.release, low, charge=False, reason=reason) == "queued"
+    assert world.job(low).attempt == 0
+    claimed = world.claim()
+    assert claimed is not None
+    assert claimed.id == high.id
+
+
+@pytest.mark.parametrize("priority", [-1, 0])
+def test_a_job_gives_way_to_none_of_the_same_or_a_lower_priority(
+    world: World, priority: int
+) -> None:
+    serve(world)
+    low = run(world)
+    world.submit(priority=priority)
+    assert wish(world, low) is None
+
+
+def test_nothing_is_preempted_while_a_device_is_free(world: World) -> None:
+    serve(world, "a")
+    serve(world, "b")
+    low = run(world, "a")
+    world.submit(priority=1)
+    assert wish(world, low) is None
+    world.submit(priority=1)
+    assert wish(world, low) == "preempt", "the free device goes to the first of the two"
+
+
+def test_the_lowest_priority_gives_way_first_and_among_equals_the_youngest(world: World) -> None:
+    running = []
+    for worker, priority in [("a", 1), ("b", 0), ("c", 0), ("d", 3)]:
+        serve(world, worker)
+        running.append(run(world, worker, priority=priority))
+    one, old, young, high = running
+
+    def preempted() -> set[str]:
+        return {job.id for job in running if wish(world, job) == "preempt"}
+
+    world.submit(priority=2)
+    assert preempted() == {young.id}
+    world.submit(priority=2)
+    assert preempted() == {young.id, old.id}
+    world.submit(priority=2)
+    world.submit(priority=2)
+    assert preempted() == {young.id, old.id, one.id}
+    assert wish(world, high) is None
+
+
+def test_only_a_worker_that_serves_the_queue_has_something_to_give(world: World) -> None:
+    serve(world, "a")
+    serve(world, "b", "gpu", "cpu")
+    on_cpu, on_gpu = run(world, "a"), run(world, "b")
+    world.submit(priority=1, queue="gpu")
+    assert (wish(world, on_cpu), wish(world, on_gpu)) == (None, "preempt")
+
+
+def test_a_job_that_has_to_wait_before_its_next_attempt_preempts_nobody(world: World) -> None:
+    serve(world, "a")
+    again = run(world, "a", priority=1)
+    world.holder(jobs.release, again, charge=True, delay=600.0)
+    low = run(world, "a")
+    assert wish(world, low) is None
+    world.hurry()
+    assert wish(world, low) == "preempt"
+
+
+@pytest.mark.parametrize("asked", [jobs.cancel, jobs.pause, jobs.stop])
+def test_a_device_that_will_soon_be_free_is_waited_for(world: World, asked: Any) -> None:
+    serve(world, "a")
+    serve(world, "b")
+    ending, low = run(world, "a"), run(world, "b")
+    world.save(ending)
+    world.user(asked, ending)
+    world.submit(priority=1)
+    assert wish(world, low) is None
+    assert wish(world, ending) == asked.__name__
+
+
+def test_what_the_user_wants_comes_before_what_others_need(world: World) -> None:
+    serve(world)
+    low = run(world)
+    world.submit(priority=1)
+    world.user(jobs.cancel, low)
+    assert wish(world, low) == "cancel"
+
+
+def test_a_worker_that_is_leaving_or_silent_has_nothing_to_give(world: World) -> None:
+    serve(world, "a", status="draining")
+    low = run(world, "a")
+    world.submit(priority=1)
+    assert wish(world, low) is None
+    serve(world, "a", status="busy")
+    assert wish(world, low) == "preempt"
+    world.act(workers.gone, "a")
+    assert wish(world, low) is None
+
+
+def test_a_higher_priority_given_later_preempts_as_well(world: World) -> None:
+    serve(world)
+    low, other = run(world), world.submit()
+    assert wish(world, low) is None
+    world.user(jobs.update, other, priority=5)
+    assert wish(world, low) == "preempt"
