@@ -1,6 +1,7 @@
 """Fixtures for every test: real servers, and fresh migrated databases on both engines."""
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,43 @@ from sqlalchemy import make_url
 from store import migrate
 from store.session import Database, connect
 from tests import servers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, help="of the tests that draw; printed, so that it can be given"
+    )
+    parser.addoption("--kills", type=int, default=2, help="of each training in test_kills.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(2**31)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Quiet runs show no header."""
+    terminalreporter.write_line(f"seed: {config.option.seed}")
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """What everything that is drawn at random depends on."""
+    found: int = pytestconfig.option.seed
+    return found
+
+
+@pytest.fixture(scope="session")
+def kills(pytestconfig: pytest.Config) -> int:
+    """How often each training is killed."""
+    found: int = pytestconfig.option.kills
+    return found
 
 
 @contextlib.contextmanager

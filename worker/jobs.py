@@ -91,7 +91,6 @@ def train(desk: Desk) -> None:
         ):
             report.say(opening(ready, desk.device))
             ended = follow(ready, desk, report, kept)
-            persist(report.write_now)
     except (RuntimeError, MemoryError) as error:
         smaller = in_smaller_pieces(ready) if ran_out(error) else None
         if smaller is None:
@@ -158,14 +157,15 @@ def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Comma
         ended = asked(desk, at, report)
         if ended is not None:
             break
-        if kept.due:
-            report.write()  # or else a crash right after the checkpoint leaves a hole in the curves
+        # In this order, or else a crash right after the checkpoint leaves a hole in the curves.
+        if kept.due and report.write():
             kept.save(learner, at)
     if ended == "cancel" or at is ready.start:
         return ended
     if ended == "stop" and at.state.best is None:  # before the first epoch was judged
         at = at._replace(state=judged(at.state, ready.trained, validation))
         kept.hold_best(learner, at)
+    persist(report.write_now)
     kept.save(learner, at)
     kept.wait()
     return ended

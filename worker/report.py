@@ -51,14 +51,16 @@ class Report:
         """Add a line to the job's log."""
         self._lines.append((level, line))
 
-    def write(self) -> None:
-        """Write what was collected; keep it for later when the database is away. Raises Fenced."""
+    def write(self) -> bool:
+        """Write what was collected, or keep it for later when the database is away; which. Raises Fenced."""
         try:
             self.write_now()
             self._due = time.monotonic() + WRITE_SECONDS
+            return True
         except Unreachable as error:
             log.warning("%s goes on without the database: %s", self._job.id, error.orig)
             self._due = time.monotonic() + OUTAGE_SECONDS
+            return False
 
     def write_now(self) -> None:
         """Write what was collected. Raises Fenced and Unreachable."""
