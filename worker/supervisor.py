@@ -7,6 +7,8 @@ import socket
 import time
 from threading import Event, Thread
 
+from sqlalchemy.orm import Session
+
 from store import ids, jobs, queues, workers
 from store.errors import Fenced
 from store.session import Database
@@ -65,7 +67,8 @@ class Supervisor(Thread):
 
     def _claim(self) -> Job | None:
         if time.monotonic() >= self._next_beat:
-            self._beat("idle")
+            with self._database.transaction() as session:
+                self._beat(session, "idle")
         # Most looks find nothing, and reading does not stand in the way of those who write.
         with self._database.transaction(read_only=True) as session:
             if not queues.any_ready(session, self._queues):
@@ -115,8 +118,9 @@ class Supervisor(Thread):
 
     def _renew(self, job: Job) -> jobs.Wish | None:
         """Keep the lease; what the job is to do comes back with it. Raises Fenced."""
-        self._beat("draining" if self._stopping.is_set() else "busy", job.id)
+        status = "draining" if self._stopping.is_set() else "busy"
         with self._database.transaction() as session:
+            self._beat(session, status, job.id)
             return jobs.renew(session, job.id, job.lease_epoch, self._settings.lease)
 
     def _give_back(self, run: Run) -> None:
@@ -141,23 +145,22 @@ class Supervisor(Thread):
                 session, job.id, job.lease_epoch, charge=charge, delay=delay, reason=reason
             )
 
-    def _beat(self, status: str, busy: str | None = None) -> None:
+    def _beat(self, session: Session, status: str, busy: str | None = None) -> None:
         self._next_beat = time.monotonic() + self._settings.heartbeat
-        with self._database.transaction() as session:
-            workers.beat(
-                session,
-                self.id,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                device=self._device.name,
-                device_name=self._device.model,
-                memory_bytes=self._device.memory_bytes,
-                memory_free_bytes=devices.memory_free(self._device),
-                queues=list(self._queues),
-                slots=1,
-                busy_job_id=busy,
-                status=status,
-            )
+        workers.beat(
+            session,
+            self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._device.name,
+            device_name=self._device.model,
+            memory_bytes=self._device.memory_bytes,
+            memory_free_bytes=devices.memory_free(self._device),
+            queues=list(self._queues),
+            slots=1,
+            busy_job_id=busy,
+            status=status,
+        )
 
     def _say_goodbye(self) -> None:
         try:
