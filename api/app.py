@@ -16,14 +16,28 @@ from api.docs import DESCRIPTION, TAGS, Documented, add_docs
 from api.envelope import Bound, Envelope
 from api.errors import add_error_table, documented
 from api.queue import Bell
-from api.routes import admin, catalog, checkpoints, datasets, feeds, health, jobs, models, predict
+from api.routes import (
+    admin,
+    catalog,
+    checkpoints,
+    datasets,
+    feeds,
+    health,
+    jobs,
+    models,
+    predict,
+    webhooks,
+)
 from api.serving.engine import Serving
 from api.settings import ApiSettings
+from api.stopping import Stopping
+from api.uploads import own_folder
+from api.webhooks import sending
 from store import keys, migrate, projects
 from store.session import Database, connect
 
 # Routes are tried in this order, so that the one which is called most comes first.
-ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, models, admin)
+ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, models, webhooks, admin)
 OF_KEYS = (401, 403, 422, 503)
 
 
@@ -45,7 +59,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         generate_unique_id_function=_operation_id,
         lifespan=_lifespan,
     )
-    app.state.settings = settings
+    app.state.settings, app.state.stopping = settings, Stopping()
     for routes in ROUTES:
         app.include_router(routes.router, responses=documented(*OF_KEYS))
     app.include_router(health.router)
@@ -77,10 +91,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         bell, serving = Bell(settings), Serving(database, settings)
         app.state.database, app.state.bell, app.state.serving = database, bell, serving
         app.state.keys = Keys(database, settings.key_cache_seconds)
-        app.state.checker = Checker(settings)
+        app.state.checker = Checker(settings, app.state.stopping)
         folder = settings.data_dir / "cache" / "examples"
         app.state.cache = Cache(database, folder, settings.cache_bytes)
-        yield
+        with own_folder(settings.data_dir / "uploads") as app.state.uploads:
+            async with sending(database, private=settings.webhook_private):
+                yield
         serving.close()
         bell.close()
     finally:

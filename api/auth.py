@@ -1,5 +1,6 @@
 """Who is asking: API keys, what each may do, and the door that lets nobody in without one."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Set
 from datetime import UTC, datetime
@@ -7,14 +8,18 @@ from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.errors import ANSWERS, Forbidden, Unauthenticated, problem
+from api.errors import Forbidden, Unauthenticated, explain
 from store import keys
 from store.session import Database
 from store.tables import ApiKey
+
+log = logging.getLogger(__name__)
 
 SCOPES = {
     "admin": "everything, keys and projects included",
@@ -75,8 +80,11 @@ class Keys:
     def _touch(self, key: ApiKey) -> None:
         used = key.last_used_at
         if used is None or (datetime.now(UTC) - used).total_seconds() > _TOUCH_SECONDS:
-            with self.database.transaction() as session:
-                keys.touch(session, key.id)
+            try:
+                with self.database.transaction() as session:
+                    keys.touch(session, key.id)
+            except OperationalError as error:  # nobody who only reads is sent away by a full disk
+                log.warning("the use of key %s is not noted: %s", key.id, error)
 
 
 def _valid(key: ApiKey | None) -> Principal:
@@ -101,8 +109,8 @@ class Door:
             return await self.app(scope, receive, send)
         try:
             scope["state"]["principal"] = await _authenticate(scope)
-        except Unauthenticated as error:
-            answer = problem(scope, ANSWERS[Unauthenticated], str(error), headers=error.headers)
+        except (Unauthenticated, OperationalError, PoolExhausted) as error:
+            answer = await explain(Request(scope), error)
             return await answer(scope, receive, send)
         return await self.app(scope, receive, send)
 

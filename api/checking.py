@@ -1,23 +1,27 @@
 """Checks an upload in a process of its own, bounded in memory and time: files may be hostile."""
 
+import errno
 import json
 import logging
 import multiprocessing
 import os
 import resource
+import signal
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Thread
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
-from api.errors import Busy, jsonable
+from api.errors import Busy, Stopped, StorageFull, is_full, jsonable
 from api.settings import ApiSettings
+from api.stopping import Stopping
 from tasks.base import DatasetOptions, Upload
 from tasks.catalog import task_named
 from tasks.parts.problems import Invalid, Problem
@@ -27,6 +31,9 @@ log = logging.getLogger(__name__)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _WAIT_SECONDS = 10
 _WAITING = 8
+_LOOK_SECONDS = 0.2
+_LAST_SECONDS = 5
+"""How long a check may go on once the service is to end: most take less."""
 _ROW_GROUP_BYTES = 16 * 2**20
 
 
@@ -42,8 +49,9 @@ class Verdict(NamedTuple):
 class Checker:
     """Runs the checks of this process, a few at a time."""
 
-    def __init__(self, settings: ApiSettings) -> None:
+    def __init__(self, settings: ApiSettings, stopping: Stopping) -> None:
         self._seconds, self._bytes = settings.check_seconds, settings.check_bytes
+        self._stopping = stopping
         self._room = BoundedSemaphore(settings.checks)
         # Whoever waits holds a thread that other requests need.
         self._hall = BoundedSemaphore(settings.checks + _WAITING)
@@ -54,7 +62,10 @@ class Checker:
     def check(
         self, task: str, uploads: Mapping[str, Upload], options: DatasetOptions, folder: Path
     ) -> Verdict:
-        """Check uploads; the Parquet files lie in `folder`. Raises Invalid, and Busy when there is no room."""
+        """Check uploads; the Parquet files lie in `folder`.
+
+        Raises Invalid, StorageFull, Stopped, and Busy when too many are being checked.
+        """
         with _place(self._hall, 0), _place(self._room, _WAIT_SECONDS):
             return self._check(task, uploads, options, folder)
 
@@ -64,11 +75,27 @@ class Checker:
         arguments = (task, dict(uploads), options, folder, self._seconds, self._bytes)
         process = _CONTEXT.Process(target=_check_in_child, args=arguments, daemon=True)
         process.start()
-        process.join(self._seconds)
+        self._wait(process)
+        status, loc = process.exitcode, next(iter(uploads))
+        process.kill()
+        process.join()
         found = folder / "verdict.json"
-        if process.exitcode != 0 or not found.is_file():
-            raise Invalid(_death(process, self._seconds, next(iter(uploads))))
-        return _read(json.loads(found.read_bytes()), folder, next(iter(uploads)))
+        if status == 0 and found.is_file():
+            return _read(json.loads(found.read_bytes()), folder, loc)
+        log.warning("a check ended with exit code %s", status)
+        if status == errno.ENOSPC:
+            raise StorageFull("No room for the check of a data set.")
+        if self._stopping:
+            raise Stopped
+        raise Invalid(_death(status, self._seconds, loc))
+
+    def _wait(self, process: BaseProcess) -> None:
+        """Until the check has ended, or has to."""
+        deadline = time.monotonic() + self._seconds
+        while process.is_alive() and time.monotonic() < deadline:
+            if self._stopping.lasts(_LAST_SECONDS):
+                return
+            process.join(_LOOK_SECONDS)
 
 
 @contextmanager
@@ -82,13 +109,9 @@ def _place(room: BoundedSemaphore, seconds: float) -> Iterator[None]:
         room.release()
 
 
-def _death(process: BaseProcess, seconds: int, loc: str) -> Problem:
-    """Why a check did not come to an end."""
-    late = process.exitcode is None
-    process.kill()
-    process.join()
-    log.warning("a check ended with exit code %s", process.exitcode)
-    if late or process.exitcode == -24:  # SIGXCPU
+def _death(status: int | None, seconds: int, loc: str) -> Problem:
+    """Why a check did not come to an end; without an exit status it was still at it."""
+    if status in (None, -signal.SIGXCPU):
         return Problem((loc,), f"checking this takes longer than the {seconds} s it may take")
     return Problem((loc,), "checking this takes more memory than it may take")
 
@@ -114,6 +137,7 @@ def _check_in_child(
     seconds: int,
     memory: int,
 ) -> None:
+    _end_with_service()
     _bound(seconds, memory)
     try:
         found = _check(task, uploads, options, folder)
@@ -121,9 +145,14 @@ def _check_in_child(
         found = {"problems": jsonable(error.problems)}
     except MemoryError:
         os._exit(1)
-    except Exception:
+    except Exception as error:
+        _exit_if_full(error)
         found = {"crash": traceback.format_exc()}
-    (folder / "verdict.json").write_bytes(to_json(found, inf_nan_mode="null", fallback=str))
+    try:
+        (folder / "verdict.json").write_bytes(to_json(found, inf_nan_mode="null", fallback=str))
+    except OSError as error:
+        _exit_if_full(error)
+        raise
 
 
 def _check(
@@ -136,6 +165,27 @@ def _check(
         frame.write_parquet(folder / f"{split}.parquet", row_group_size=max(1, rows))
     splits = {split: frame.height for split, frame in checked.splits.items()}
     return {"splits": splits, "schema": checked.schema, "report": checked.report}
+
+
+def _end_with_service() -> None:
+    """Die when the service does, however that ends, and not by the Ctrl-C that is meant for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    service = multiprocessing.parent_process()
+    assert service is not None
+
+    def follow() -> None:
+        service.join()
+        os._exit(1)
+
+    # The kernel's own way does not serve: this was forked from a process that outlives the service.
+    Thread(target=follow, daemon=True).start()
+
+
+def _exit_if_full(error: Exception) -> None:
+    """End with a status that says that there is no room, if that is what went wrong."""
+    # Polars tells of a failed write in words alone.
+    if is_full(error) or f"(os error {errno.ENOSPC})" in str(error):
+        os._exit(errno.ENOSPC)
 
 
 def _bound(seconds: int, memory: int) -> None:

@@ -43,6 +43,10 @@ TAGS = [
     {"name": "datasets", "description": "Upload data; it is checked, split and kept."},
     {"name": "jobs", "description": "Train: submit, watch, steer."},
     {"name": "models", "description": "Predict with what was trained; versions and aliases."},
+    {
+        "name": "webhooks",
+        "description": "Hear of jobs: signed messages (Standard Webhooks) and what became of them.",
+    },
     {"name": "admin", "description": "Workers, queues, keys, projects and storage."},
     {"name": "health", "description": "For load balancers and Prometheus."},
 ]
@@ -59,17 +63,20 @@ _PARAMETERS: dict[str, Any] = {
 
 
 class Documented(FastAPI):
-    """An application whose OpenAPI document tells what may be wrong with any body, and how it is told."""
+    """An application whose OpenAPI document tells what any body or any writing may meet, and how."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         template = "#/components/schemas/{model}"
         _, errors = models_json_schema([(ErrorOut, "serialization")], ref_template=template)
         document["components"]["schemas"] |= errors["$defs"]
-        for operation in (each for path in document["paths"].values() for each in path.values()):
-            if "requestBody" in operation:
-                of_bodies = {str(status): what for status, what in documented(400, 413).items()}
-                operation["responses"] = dict(sorted((operation["responses"] | of_bodies).items()))
+        for path in document["paths"].values():
+            for method, operation in path.items():
+                of_bodies = (400, 413) if "requestBody" in operation else ()
+                of_writing = (507,) if method != "get" else ()
+                shared = documented(*of_bodies, *of_writing).items()
+                told = operation["responses"] | {str(status): what for status, what in shared}
+                operation["responses"] = dict(sorted(told.items()))
         return document
 
 

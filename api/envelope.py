@@ -1,21 +1,26 @@
 """What surrounds every request: its id, its measured time, safe headers, and a bound on its bytes."""
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
 from uuid import uuid4
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.errors import Stopped, explain
 from api.metrics import REQUEST_SECONDS
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 
 
 class Envelope:
-    """Gives every request an id, and every answer that id and safe headers; measures the time between."""
+    """Gives every request an id, and every answer that id and safe headers; measures the time between.
+
+    A request that holds up the end of the process is answered before it is broken off.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -26,12 +31,12 @@ class Envelope:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        status, start = 500, time.perf_counter()
+        status, answered, start = 500, False, time.perf_counter()
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
@@ -40,6 +45,11 @@ class Envelope:
 
         try:
             await self.app(scope, receive, send_on)
+        except asyncio.CancelledError:  # by the server, which has waited long enough to end
+            if answered:
+                raise
+            answer = await explain(Request(scope), Stopped())
+            await answer(scope, receive, send_on)
         finally:
             # Only templates of paths: the label must not grow with the ids that are asked for.
             route = getattr(scope.get("route"), "path_format", "none")

@@ -1,5 +1,6 @@
 """What goes wrong, as problem documents (RFC 9457): one table from exceptions to answers."""
 
+import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,17 @@ class Busy(Refused):
         self.headers = {"Retry-After": str(seconds)}
 
 
+class Stopped(Busy):
+    """This process was told to end before it could do what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("The service is being stopped; please send this again.", seconds=5)
+
+
+class StorageFull(Refused):
+    """No room left on a disk or in the database; the rest of the service goes on."""
+
+
 class Answer(NamedTuple):
     """How an exception is answered."""
 
@@ -71,11 +83,14 @@ ANSWERS: dict[type[Exception], Answer] = {
     Conflict: Answer(409, "conflict", "Not possible in the present state."),
     UnsupportedMedia: Answer(415, "unsupported-media", "This content type is not read here."),
     Busy: Answer(503, "busy", "No room for this request now."),
+    StorageFull: Answer(507, "storage-full", "The storage of the service is full."),
     DataError: INVALID,
     OperationalError: UNAVAILABLE,
     PoolExhausted: UNAVAILABLE,
 }
 _SAID: dict[type[Exception], str] = {
+    StorageFull: "Nothing of this request was kept. What is stored can still be read; "
+    "whoever runs the service has to make room.",
     DataError: "A value in the request is none that the database can hold.",
     OperationalError: "The database does not answer at the moment; please try again.",
     PoolExhausted: "The database has no free connection at the moment; please try again.",
@@ -141,7 +156,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def add_error_table(app: FastAPI) -> None:
     """Answer every exception with a problem document."""
     for error in ANSWERS:
-        app.add_exception_handler(error, _explain)
+        app.add_exception_handler(error, explain)
+    app.add_exception_handler(OSError, _explain_os)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(Exception, _explain_nothing)
 
@@ -167,14 +183,34 @@ def problem(
     return JSONResponse(body, answer.status, sent, "application/problem+json")
 
 
-async def _explain(request: Request, error: Exception) -> JSONResponse:
-    kind = next(kind for kind in type(error).__mro__ if kind in ANSWERS)
+def is_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what it came from, says that a disk or the database has no room."""
+    if error is None:
+        return False
+    return (
+        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        or getattr(error, "sqlite_errorname", None) == "SQLITE_FULL"
+        or getattr(error, "sqlstate", None) == "53100"
+        or is_full(error.__cause__)
+    )
+
+
+async def explain(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that ended with an exception of the table."""
+    known = (kind for kind in type(error).__mro__ if kind in ANSWERS)
+    kind = StorageFull if is_full(error) else next(known)
     answer, errors = ANSWERS[kind], [_shown(fault) for fault in _faults(request, error)]
-    if answer is UNAVAILABLE:
+    if answer is UNAVAILABLE or kind is StorageFull:
         log.warning("request %s: %s", request.scope["path"], error)
     detail = str(Invalid(*errors)) if errors else _SAID.get(kind, str(error))
     headers = {"Retry-After": "1"} if answer is UNAVAILABLE else getattr(error, "headers", None)
     return problem(request.scope, answer, detail, errors, headers)
+
+
+async def _explain_os(request: Request, error: Exception) -> JSONResponse:
+    if is_full(error):
+        return await explain(request, error)
+    raise error
 
 
 def _faults(request: Request, error: Exception) -> Sequence[Problem]:
@@ -185,6 +221,8 @@ def _faults(request: Request, error: Exception) -> Sequence[Problem]:
 
 async def _explain_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if is_full(error):  # while the body was put aside
+        return await explain(request, error)
     status = HTTPStatus(error.status_code)
     slug = status.phrase.lower().replace(" ", "-")
     headers = dict(error.headers or {})
@@ -223,8 +261,8 @@ def shortened(value: Any, limit: int = 200) -> Any:
     return plain if len(text) <= limit else text[:limit] + "..."
 
 
-def jsonable(value: Any) -> Any:
-    """A value as JSON can say it; what JSON cannot say, in Python's words."""
+def jsonable(value: Any, depth: int = 20) -> Any:
+    """A value as JSON can say it, not deeper than that; what JSON cannot say, in Python's words."""
     match value:
         case float() if not math.isfinite(value):
             return str(value)
@@ -232,8 +270,10 @@ def jsonable(value: Any) -> Any:
             return value
         case str():
             return value.encode("utf-8", "replace").decode()
+        case Mapping() | list() | tuple() | set() | frozenset() if depth == 0:
+            return "..."
         case Mapping():
-            return {jsonable(str(key)): jsonable(item) for key, item in value.items()}
+            return {jsonable(str(key)): jsonable(item, depth - 1) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [jsonable(item) for item in value]
+            return [jsonable(item, depth - 1) for item in value]
     return repr(value)[:200]

@@ -2,9 +2,9 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from models.parts.options import Plain
@@ -51,6 +51,27 @@ class Budget(Plain):
     )
 
 
+class Webhook(Plain):
+    """Where a job's events are sent, and which of them."""
+
+    url: str = Field(
+        max_length=2000, description="An https:// URL.", examples=["https://hooks.example.com/jobs"]
+    )
+    events: list[Status] = Field(
+        list(get_args(Status)),
+        min_length=1,
+        description="The statuses to tell of; all if left out.",
+    )
+
+
+def _with_url(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+Hook = Annotated[Webhook, BeforeValidator(_with_url, json_schema_input_type=str | Webhook)]
+"""A webhook; its URL alone is short for one that wants every event."""
+
+
 class JobCreate(Plain):
     """What to train, on which data, and how. Whatever is left out is chosen for the data."""
 
@@ -83,7 +104,9 @@ class JobCreate(Plain):
     resources: Resources = Field(Resources(), description="What the job runs on.")
     priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
     budget: Budget | None = Field(None, description="What the job may use up at most.")
-    webhook: None = Field(None, description="Not in use yet; only null is taken.")
+    webhook: Hook | None = Field(
+        None, description="Where its events are sent: a URL, or a URL and which events."
+    )
 
 
 class JobUpdate(Plain):
@@ -160,6 +183,7 @@ class JobOut(BaseModel):
     queue: str = Field(description="The queue it is in.")
     priority: int = Field(description="Jobs with a higher one run first.")
     budget: Budget | None = Field(description="What it may use up at most.")
+    webhook: Webhook | None = Field(None, description="Where its events are sent.")
     worker: str | None = Field(description="The worker that ran it last.")
     created_at: datetime = Field(description="When it was submitted.")
     started_at: datetime | None = Field(description="When it first ran.")
@@ -191,6 +215,7 @@ def job_out(job: Job) -> JobOut:
         queue=job.queue,
         priority=job.priority,
         budget=Budget(minutes=job.budget_seconds / 60) if job.budget_seconds else None,
+        webhook=job.webhook,
         worker=job.worker_id,
         created_at=job.created_at,
         started_at=job.started_at,

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api.job_schemas import Resources
+from api.job_schemas import Hook, Resources
 from models.parts.options import Plain
 from store import checkpoints, jobs, models
 from store.models import Resolved
@@ -79,6 +79,9 @@ class Evaluation(Plain):
     split: str = Field("test", max_length=100, description="Which of its splits.")
     resources: Resources = Field(Resources(), description="What the job runs on.")
     priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
+    webhook: Hook | None = Field(
+        None, description="Where its events are sent: a URL, or a URL and which events."
+    )
 
 
 class AliasIn(Plain):

@@ -21,6 +21,10 @@ class ApiSettings(StoreSettings):
         3.0, ge=0, description="How long a revoked key may still be accepted."
     )
 
+    webhook_private: bool = Field(
+        False, description="Send webhooks over http:// and to private addresses, too."
+    )
+
     body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, uploads excepted.")
     upload_bytes: int = Field(2048 * MIB, ge=1, description="Largest upload of a data set.")
     check_seconds: int = Field(

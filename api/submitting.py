@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from api import faults
-from api.job_schemas import JobCreate, model_name_of
+from api.addresses import read_url
+from api.job_schemas import JobCreate, Webhook, model_name_of
 from store import checkpoints, datasets, jobs, models, workers
 from store.columns import Object
 from store.errors import Conflict
@@ -17,9 +18,17 @@ from tasks.catalog import Spec, read_spec, resolve
 
 
 def submit(
-    session: Session, project_id: str, asked: JobCreate, *, parent_id: str | None = None
+    session: Session,
+    project_id: str,
+    asked: JobCreate,
+    *,
+    webhook_private: bool,
+    parent_id: str | None = None,
 ) -> Job:
-    """A queued training. Raises NotFound, Invalid, and Conflict for a data set that is not ready."""
+    """A queued training. Raises NotFound, Invalid, and Conflict for a data set that is not ready.
+
+    `webhook_private`: whether its webhook may be at a private address.
+    """
     dataset = datasets.get(session, project_id, asked.dataset)
     if dataset.status != "ready":
         raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
@@ -40,6 +49,7 @@ def submit(
         priority=asked.priority,
         queue=chosen_queue(session, asked.resources.queue),
         budget_seconds=asked.budget.minutes * 60 if asked.budget else None,
+        webhook=chosen_webhook(asked.webhook, private=webhook_private),
     )
 
 
@@ -52,11 +62,18 @@ def retry(session: Session, project_id: str, job_id: str) -> Job:
     return _again(session, job, resume_checkpoint_id=last.id if last else job.resume_checkpoint_id)
 
 
-def clone(session: Session, project_id: str, job_id: str, changes: Mapping[str, Any]) -> Job:
+def clone(
+    session: Session,
+    project_id: str,
+    job_id: str,
+    changes: Mapping[str, Any],
+    *,
+    webhook_private: bool,
+) -> Job:
     """A new job whose request is this one's with changes. Raises Conflict for an evaluation."""
     job = _training(session, project_id, job_id)
     asked = faults.read(JobCreate, merged(job.request, changes))
-    return submit(session, project_id, asked, parent_id=job.id)
+    return submit(session, project_id, asked, webhook_private=webhook_private, parent_id=job.id)
 
 
 def extend(session: Session, project_id: str, job_id: str, epochs: int) -> Job:
@@ -115,6 +132,14 @@ def chosen_queue(session: Session, asked: str) -> str:
     return "gpu" if workers.open_for(session, "gpu") else "cpu"
 
 
+def chosen_webhook(asked: Webhook | None, *, private: bool) -> Object | None:
+    """The webhook as a job keeps it. Raises Invalid for a URL that is not to be called."""
+    if asked is None:
+        return None
+    url = read_url(asked.url, private=private)
+    return {"url": url, "events": list(dict.fromkeys(asked.events))}
+
+
 def _training(session: Session, project_id: str, job_id: str) -> Job:
     job = jobs.get(session, project_id, job_id)
     if job.kind != "train":
@@ -150,4 +175,5 @@ def _again(
         budget_seconds=job.budget_seconds,
         model_name=job.model_name,
         max_attempts=job.max_attempts,
+        webhook=job.webhook,
     )

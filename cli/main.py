@@ -41,12 +41,19 @@ def demo(
 
 
 @app.command()
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Run the web side. Settings come from MODELYARD_... variables."""
-    import uvicorn
+def api(
+    host: Annotated[str | None, typer.Option("--host", help="The address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65_535, help="Where to listen.")
+    ] = None,
+) -> None:
+    """Run the web side. Settings come from MODELYARD_... variables, unless they are given here."""
+    from api.server import serve
+    from api.settings import ApiSettings
+    from store.settings import read
 
-    # Live event streams would otherwise hold the process up until their clients leave.
-    uvicorn.run("api.app:app", factory=True, host=host, port=port, timeout_graceful_shutdown=10)
+    given = {"host": host, "port": port}
+    serve(read(ApiSettings, "api", **{k: v for k, v in given.items() if v is not None}))
 
 
 @app.command()

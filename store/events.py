@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from store import leases, pages
+from store import leases, pages, webhooks
 from store.columns import Object
 from store.session import now
 from store.tables import Job, JobEvent
@@ -15,10 +15,12 @@ def add(session: Session, job_id: str, type: str, data: Object) -> JobEvent:
 
 
 def append(session: Session, job: Job, type: str, data: Object) -> JobEvent:
-    """The next event of a job that this transaction has locked."""
+    """The next event of a job that this transaction has locked; its webhook will hear of a "status"."""
     job.event_seq += 1
     event = JobEvent(job_id=job.id, seq=job.event_seq, at=now(session), type=type, data=data)
     session.add(event)
+    if type == "status":
+        webhooks.add(session, job, event)
     return event
 
 

@@ -48,9 +48,11 @@ def create(
     budget_seconds: float | None = None,
     model_name: str | None = None,
     max_attempts: int = 3,
+    webhook: Object | None = None,
 ) -> Job:
     """A queued job. A training makes a version of the model `model_name` (its `name` by default).
 
+    Each of its statuses among the "events" of `webhook` is told to its "url".
     Raises NotFound for a data set or checkpoint that is not the project's.
     """
     dataset = datasets.hold(session, project_id, dataset_id)
@@ -84,6 +86,7 @@ def create(
         progress={},
         metrics={},
         model_name=model_name or name if kind == "train" else None,
+        webhook=webhook,
         event_seq=0,
         log_seq=0,
     )

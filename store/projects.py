@@ -6,17 +6,14 @@ from sqlalchemy.orm import Session
 from store import ids, pages
 from store.errors import NotFound
 from store.session import now
+from store.statements import insert_new
 from store.tables import Project
 
 
 def ensure(session: Session, name: str) -> Project:
-    """The project of this name, made if it is not there."""
-    found = session.scalars(select(Project).where(Project.name == name)).one_or_none()
-    if found is None:
-        found = Project(id=ids.new("prj"), name=name, created_at=now(session))
-        session.add(found)
-        session.flush()
-    return found
+    """The project of this name, made if it is not there. Whoever makes it right now is waited for."""
+    insert_new(session, Project, {"id": ids.new("prj"), "name": name, "created_at": now(session)})
+    return session.scalars(select(Project).where(Project.name == name)).one()
 
 
 def get(session: Session, project_id: str) -> Project:

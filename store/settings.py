@@ -1,8 +1,10 @@
 """What every process reads from its environment; `api` and `worker` add their own fields."""
 
+import sys
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,3 +32,20 @@ class StoreSettings(BaseSettings):
     def has_broker(self) -> bool:
         """Whether wake-ups can be sent to workers in other processes."""
         return not self.broker_url.startswith("memory:")
+
+
+Settings = TypeVar("Settings", bound=StoreSettings)
+
+
+def read(kind: type[Settings], part: str, **given: Any) -> Settings:
+    """The settings of this process, a `part` of the service, those `given` before the environment's.
+
+    Raises SystemExit(2), the wrong ones named on stderr.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            name = "".join(f"MODELYARD_{place}: ".upper() for place in fault["loc"][:1])
+            sys.stderr.write(f"modelyard {part}: {name}{fault['msg']}\n")
+        raise SystemExit(2) from None

@@ -206,6 +206,7 @@ class Job(Row):
         ForeignKey("models.id", ondelete="SET NULL"), index=True
     )
     model_version: Mapped[int | None]
+    webhook: Mapped[Object | None]
     event_seq: Mapped[int]
     log_seq: Mapped[int]
 
@@ -218,6 +219,58 @@ class JobEvent(Row):
     at: Mapped[datetime]
     type: Mapped[str]
     data: Mapped[Object]
+
+
+class Delivery(Row):
+    """An event on its way to the webhook of its job; with all the others, the outbox."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        _one_of("status", "pending", "delivered", "failed"),
+        CheckConstraint(
+            "(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"
+        ),
+        CheckConstraint("(status = 'delivered') = (delivered_at IS NOT NULL)", name="delivered_at"),
+        UniqueConstraint("job_id", "seq"),
+        Index(None, "project_id", "id"),
+        Index(None, "project_id", "status", "id"),
+        _only("ix_deliveries_due", "next_attempt_at", where="status = 'pending'"),
+        _only("ix_deliveries_pending", "job_id", "seq", where="status = 'pending'"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    seq: Mapped[int]
+    """The event's number among those of its job."""
+    url: Mapped[str]
+    type: Mapped[str]
+    data: Mapped[Object]
+    status: Mapped[str]
+    attempts: Mapped[int]
+    claims: Mapped[int]
+    """Attempts ever begun: whoever writes how one ended names it, so that a late one writes nothing."""
+    next_attempt_at: Mapped[datetime | None]
+    """While an attempt is under way, when its sender will be taken for lost."""
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    delivered_at: Mapped[datetime | None]
+
+
+class WebhookSecret(Row):
+    """What signs a project's messages: the present secret, and ones that still sign beside it."""
+
+    __tablename__ = "webhook_secrets"
+    __table_args__ = (
+        _only("ix_webhook_secrets_present", "project_id", where="expires_at IS NULL", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    secret: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
 
 
 class JobLog(Row):

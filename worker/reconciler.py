@@ -10,7 +10,7 @@ from types import FrameType
 
 from sqlalchemy.orm import Session
 
-from store import blobs, jobs, queues, replies, workers
+from store import blobs, jobs, queues, replies, webhooks, workers
 from store.session import Database, connect
 from worker import app
 from worker.outages import Unreachable
@@ -77,6 +77,7 @@ class Reconciler:
         while self._with(lambda session: blobs.sweep(session, UNUSED_SECONDS)):
             pass
         self._with(replies.sweep)
+        self._with(webhooks.sweep)
         self._with(workers.sweep)
 
     def _with(self, action: Callable[[Session], int | None]) -> int | None:

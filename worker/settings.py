@@ -1,14 +1,13 @@
 """What a worker reads from its environment."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from store.settings import StoreSettings
+from store.settings import StoreSettings, read
 
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -99,10 +98,4 @@ class WorkerSettings(StoreSettings):
 
 def read_settings() -> WorkerSettings:
     """The settings of this process. Raises SystemExit(2), the wrong ones named on stderr."""
-    try:
-        return WorkerSettings()
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            name = "".join(f"MODELYARD_{part}: ".upper() for part in fault["loc"][:1])
-            sys.stderr.write(f"modelyard worker: {name}{fault['msg']}\n")
-        raise SystemExit(2) from None
+    return read(WorkerSettings, "worker")

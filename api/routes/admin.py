@@ -4,11 +4,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
 from api.auth import Admin, Keys
 from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
+from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
 from models.parts.options import Plain
 from store import blobs, jobs, keys, projects, queues, storage, workers
@@ -96,7 +98,10 @@ class KeyOut(BaseModel):
 
     id: str = Field(description="Its id.")
     name: str = Field(description="Who or what uses it.")
-    project: str = Field(validation_alias="project_id", description="The project it opens.")
+    project: str = Field(
+        validation_alias=AliasChoices("project_id", "project"),
+        description="The project it opens.",
+    )
     prefix: str = Field(description="How its text begins.")
     scopes: list[Scope] = Field(description="What it may do.")
     created_at: datetime = Field(description="When it was made.")
@@ -108,7 +113,11 @@ class KeyOut(BaseModel):
 class NewKeyOut(KeyOut):
     """A new key. This is the only time its text is shown."""
 
-    key: str = Field(description="Send it as `Authorization: Bearer KEY`.")
+    key: str | None = Field(
+        None,
+        description="Send it as `Authorization: Bearer KEY`. Null when the answer is a repeated one: "
+        "the text is kept nowhere. If you never got it, revoke this key and make another.",
+    )
 
 
 class ProjectCreate(Plain):
@@ -185,16 +194,29 @@ def get_queue(principal: Admin, session: Reading) -> QueuesOut:
 
 @router.post("/keys", status_code=201, summary="Make a key", responses=documented(404))
 def create_key(
-    response: Response, principal: Admin, session: Writing, body: KeyCreate
+    response: Response, principal: Admin, session: Writing, once: Once, body: KeyCreate
 ) -> NewKeyOut:
-    """A new key for a project. Its text is in this answer and nowhere else."""
+    """A new key for a project. Its text is in this answer and nowhere else.
+
+    So a request that is repeated with its `Idempotency-Key` gets the key that it made, without the text.
+    """
+
+    def create() -> NewKeyOut:
+        return _new_key(session, principal.project_id, body)
+
+    key = once(session, body, NewKeyOut, create, secrets={"key"})
+    response.headers["Location"] = f"/v1/keys/{key.id}"
+    return key
+
+
+def _new_key(session: Session, project_id: str, body: KeyCreate) -> NewKeyOut:
+    """Raises NotFound, and Invalid when it would have expired already."""
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise Invalid(Problem(("expires_at",), "is in the past", str(body.expires_at)))
-    project = projects.get(session, body.project or principal.project_id)
+    project = projects.get(session, body.project or project_id)
     key, plain = keys.create(
         session, project.id, body.name, sorted(set(body.scopes)), expires_at=body.expires_at
     )
-    response.headers["Location"] = f"/v1/keys/{key.id}"
     return NewKeyOut.model_validate({**_columns(key), "key": plain})
 
 
@@ -219,9 +241,13 @@ def revoke_key(request: Request, _: Admin, session: Writing, key_id: str) -> Non
 
 
 @router.post("/projects", status_code=201, summary="Make a project")
-def create_project(_: Admin, session: Writing, body: ProjectCreate) -> ProjectOut:
+def create_project(_: Admin, session: Writing, once: Once, body: ProjectCreate) -> ProjectOut:
     """A project keeps its data sets, jobs and models apart from those of others."""
-    return ProjectOut.model_validate(projects.ensure(session, body.name))
+
+    def create() -> ProjectOut:
+        return ProjectOut.model_validate(projects.ensure(session, body.name))
+
+    return once(session, body, ProjectOut, create)
 
 
 @router.get("/projects", response_model=PageOut[ProjectOut], summary="List projects")

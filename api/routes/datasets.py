@@ -1,9 +1,10 @@
 """Data sets: uploaded once, checked, kept."""
 
-import shutil
+import hashlib
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -12,13 +13,15 @@ import polars as pl
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import from_json, to_jsonable_python
+from sqlalchemy.orm import Session
 
 from api import faults
 from api.auth import Train
 from api.cache import Cache
 from api.checking import Checker, Verdict
-from api.dependencies import CurrentDatabase, CurrentSettings, Reading, Writing
+from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
+from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
 from store import blobs, datasets
 from store.errors import NotFound
@@ -91,18 +94,13 @@ _File = Annotated[UploadFile | None, _FileField]
 _Name = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 
 
-@router.post(
-    "",
-    status_code=201,
-    response_model=DatasetOut,
-    summary="Upload a data set",
-)
+@router.post("", status_code=201, summary="Upload a data set")
 def create_dataset(
     request: Request,
     response: Response,
     principal: Train,
     database: CurrentDatabase,
-    settings: CurrentSettings,
+    once: Once,
     task: Annotated[
         str,
         Form(
@@ -121,7 +119,7 @@ def create_dataset(
     options: Annotated[
         str, Form(description="How to read the upload, as JSON.", examples=["{}"])
     ] = "{}",
-) -> Dataset:
+) -> DatasetOut:
     """Reads, checks and keeps a data set.
 
     Send either `file`, which the service splits, or `train` with `validation` and `test` as you have
@@ -136,11 +134,19 @@ def create_dataset(
     read = _read_options(options, kind.options_type)
     _check_combination(set(files))
     checker: Checker = request.app.state.checker
-    with TemporaryDirectory(dir=settings.data_dir / "uploads") as folder:
-        uploads = {split: _save(file, Path(folder) / split) for split, file in files.items()}
-        verdict = checker.check(task, uploads, read, Path(folder))
-        shown = name.strip() or Path(next(iter(uploads.values())).name).stem[:200] or task
-        dataset = _keep(database, principal.project_id, shown, task, read, verdict)
+    with TemporaryDirectory(dir=request.app.state.uploads) as folder:
+        saved = {split: _save(file, Path(folder) / split) for split, file in files.items()}
+        uploads = {split: upload for split, (upload, _) in saved.items()}
+        contents = {split: (upload.name, digest) for split, (upload, digest) in saved.items()}
+        asked = [task, name, options, contents]
+        with database.transaction(read_only=True) as session:
+            dataset = once.known(session, asked, DatasetOut)
+        if dataset is None:
+            verdict = checker.check(task, uploads, read, Path(folder))
+            shown = name.strip() or Path(next(iter(uploads.values())).name).stem[:200] or task
+            create = _store(database, principal.project_id, shown, task, read, verdict)
+            with database.transaction() as session:
+                dataset = once(session, asked, DatasetOut, partial(create, session))
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return dataset
 
@@ -170,7 +176,7 @@ def get_dataset(principal: Train, session: Reading, dataset_id: str) -> Dataset:
     "/{dataset_id}/examples",
     response_model=ExamplesOut,
     summary="Look at examples",
-    responses=documented(404),
+    responses=documented(404, 507),
 )
 def list_examples(
     request: Request,
@@ -233,23 +239,30 @@ def _check_combination(sent: set[str]) -> None:
         )
 
 
-def _save(file: UploadFile, path: Path) -> Upload:
+def _save(file: UploadFile, path: Path) -> tuple[Upload, str]:
+    """The file on disk, and the SHA-256 of its bytes."""
+    digest = hashlib.sha256()
     with path.open("wb") as target:
-        shutil.copyfileobj(file.file, target, _COPY_BYTES)
-    return Upload(path, file.filename or path.name)
+        for data in iter(lambda: file.file.read(_COPY_BYTES), b""):
+            digest.update(data)
+            target.write(data)
+    return Upload(path, file.filename or path.name), digest.hexdigest()
 
 
-def _keep(
+def _store(
     database: Database,
     project_id: str,
     name: str,
     task: str,
     options: DatasetOptions,
     verdict: Verdict,
-) -> Dataset:
+) -> Callable[[Session], DatasetOut]:
+    """Store the bytes, which takes a while; what is given then makes them a data set at once."""
     files = {split: blobs.put(database, path) for split, path in verdict.files.items()}
-    with database.transaction() as session:
-        return datasets.create(
+    size = sum(path.stat().st_size for path in verdict.files.values())
+
+    def create(session: Session) -> DatasetOut:
+        dataset = datasets.create(
             session,
             project_id,
             name=name,
@@ -258,9 +271,12 @@ def _keep(
             schema=verdict.schema,
             report=verdict.report,
             splits=verdict.splits,
-            size_bytes=sum(path.stat().st_size for path in verdict.files.values()),
+            size_bytes=size,
             files=files,
         )
+        return DatasetOut.model_validate(dataset)
+
+    return create
 
 
 def _shown(row: Mapping[str, Any], number: int, truncated: list[Truncated]) -> dict[str, Any]:

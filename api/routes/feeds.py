@@ -16,6 +16,7 @@ from api.auth import Train
 from api.dependencies import CurrentDatabase
 from api.errors import documented
 from api.schemas import Limit, PageOut, page_out
+from api.stopping import Stopping
 from store import events, jobs, logs
 from store.errors import NotFound
 from store.session import Database
@@ -86,7 +87,7 @@ async def list_events(
         start = int(given) if given.isascii() and given.isdigit() else after
         # The header keeps proxies from holding events back.
         return StreamingResponse(
-            _follow(database, job_id, min(start, 2**53)),
+            _follow(database, job_id, min(start, 2**53), request.app.state.stopping),
             headers={"X-Accel-Buffering": "no"},
             media_type="text/event-stream",
         )
@@ -139,10 +140,15 @@ def _lines(database: Database, job_id: str, after: int) -> Iterator[str]:
         after = rows[-1].seq if rows else after
 
 
-async def _follow(database: Database, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Events as they come. No transaction is open while it waits."""
+async def _follow(
+    database: Database, job_id: str, after: int, stopping: Stopping
+) -> AsyncIterator[bytes]:
+    """Events as they come. No transaction is open while it waits.
+
+    When the service is stopped the stream breaks off, to be taken up with another process of it.
+    """
     silent = 0.0
-    while True:
+    while not stopping:
         rows, ended = await run_in_threadpool(_news, database, job_id, after)
         for row in rows:
             after, silent = row.seq, 0.0

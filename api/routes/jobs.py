@@ -1,12 +1,13 @@
 """Jobs: trainings and evaluations, from the request to the end."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Query, Request, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, BackgroundTasks, Body, Query, Request
+from pydantic import AfterValidator, BaseModel, Field
 
 from api.auth import Train
-from api.dependencies import Reading, Writing
+from api.dependencies import CurrentSettings, Reading, Writing
 from api.errors import documented
 from api.job_schemas import (
     Extension,
@@ -17,11 +18,12 @@ from api.job_schemas import (
     job_in_detail,
     job_out,
 )
+from api.new_job import NewJob
 from api.queue import Bell
-from api.replies import IdempotencyKey, once
 from api.schemas import After, Limit, PageOut, page_out
 from api.submitting import clone, extend, retry, submit
 from store import jobs, metrics
+from store.tables import Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -40,29 +42,42 @@ class CurvesOut(BaseModel):
     curves: dict[str, Curve] = Field(description="Such as `train/loss`, `validation/accuracy`.")
 
 
-_PATCH = Body(
-    description="Changes to the request as a JSON merge patch (RFC 7396); `{}` changes nothing.",
-    examples=[{"training": {"seed": 1}}],
-)
+_DEEPEST = 50
 
 
-def _new(job: JobOut, request: Request, response: Response, after: BackgroundTasks) -> JobOut:
-    """Say where the job is, and wake a worker once the transaction is through."""
-    bell: Bell = request.app.state.bell
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    after.add_task(bell.ring, job.queue)
-    return job
+def _not_too_deep(patch: dict[str, Any] | None) -> dict[str, Any] | None:
+    """No request has so many levels, and whoever walks down each of them would stumble."""
+    level: list[Any] = [patch]
+    for _ in range(_DEEPEST):
+        level = [child for item in level for child in _children(item)]
+    if level:
+        raise ValueError(f"is nested deeper than {_DEEPEST} levels")
+    return patch
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+Patch = Annotated[
+    dict[str, Any] | None,
+    AfterValidator(_not_too_deep),
+    Body(
+        description="Changes to the request as a JSON merge patch (RFC 7396); `{}` changes nothing.",
+        examples=[{"training": {"seed": 1}}],
+    ),
+]
 
 
 @router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409))
 def create_job(
-    request: Request,
-    response: Response,
-    after: BackgroundTasks,
     principal: Train,
     session: Writing,
+    settings: CurrentSettings,
+    new_job: NewJob,
     body: JobCreate,
-    idempotency_key: IdempotencyKey = None,
 ) -> JobOut:
     """Queues a training. Only `dataset` is required; whatever is left out is chosen for the data, and
     `resolved` shows what was chosen.
@@ -70,14 +85,11 @@ def create_job(
     To fine-tune, name a `base`; its backbone's weights are taken over, and its head too where the
     labels are the same.
     """
-    project_id = principal.project_id
 
-    def do() -> JobOut:
-        return job_in_detail(session, submit(session, project_id, body))
+    def make() -> Job:
+        return submit(session, principal.project_id, body, webhook_private=settings.webhook_private)
 
-    asked = body.model_dump(mode="json", exclude_unset=True)
-    job = once(session, project_id, idempotency_key, asked, 202, do, JobOut)
-    return _new(job, request, response, after)
+    return new_job(body, make)
 
 
 @router.get("", response_model=PageOut[JobOut], summary="List jobs")
@@ -134,66 +146,51 @@ def pause_job(principal: Train, session: Writing, job_id: str) -> JobOut:
 
 @router.post("/{job_id}/resume", summary="Resume a paused job", responses=documented(404, 409))
 def resume_job(
-    request: Request,
-    response: Response,
-    after: BackgroundTasks,
-    principal: Train,
-    session: Writing,
-    job_id: str,
+    request: Request, after: BackgroundTasks, principal: Train, session: Writing, job_id: str
 ) -> JobOut:
     """Puts a paused job back into its queue; it goes on exactly where it was."""
     job = job_in_detail(session, jobs.resume(session, principal.project_id, job_id))
-    return _new(job, request, response, after)
+    bell: Bell = request.app.state.bell
+    after.add_task(bell.ring, job.queue)
+    return job
 
 
 @router.post(
     "/{job_id}/retry", status_code=202, summary="Retry a job", responses=documented(404, 409)
 )
-def retry_job(
-    request: Request,
-    response: Response,
-    after: BackgroundTasks,
-    principal: Train,
-    session: Writing,
-    job_id: str,
-) -> JobOut:
+def retry_job(principal: Train, session: Writing, new_job: NewJob, job_id: str) -> JobOut:
     """Queues a failed or cancelled job once more, as a new one, from its last checkpoint if it has one."""
-    job = job_in_detail(session, retry(session, principal.project_id, job_id))
-    return _new(job, request, response, after)
+    return new_job(None, lambda: retry(session, principal.project_id, job_id))
 
 
 @router.post(
     "/{job_id}/clone", status_code=202, summary="Clone a job", responses=documented(404, 409)
 )
 def clone_job(
-    request: Request,
-    response: Response,
-    after: BackgroundTasks,
     principal: Train,
     session: Writing,
+    settings: CurrentSettings,
+    new_job: NewJob,
     job_id: str,
-    body: Annotated[dict[str, Any] | None, _PATCH] = None,
+    body: Patch = None,
 ) -> JobOut:
     """Submits the same request again with changes."""
-    job = job_in_detail(session, clone(session, principal.project_id, job_id, body or {}))
-    return _new(job, request, response, after)
+    project_id, private = principal.project_id, settings.webhook_private
+
+    def make() -> Job:
+        return clone(session, project_id, job_id, body or {}, webhook_private=private)
+
+    return new_job(body, make)
 
 
 @router.post(
     "/{job_id}/extend", status_code=202, summary="Train on", responses=documented(404, 409)
 )
 def extend_job(
-    request: Request,
-    response: Response,
-    after: BackgroundTasks,
-    principal: Train,
-    session: Writing,
-    job_id: str,
-    body: Extension,
+    principal: Train, session: Writing, new_job: NewJob, job_id: str, body: Extension
 ) -> JobOut:
     """Queues a new job that goes on where this one ended, for so many epochs more."""
-    job = job_in_detail(session, extend(session, principal.project_id, job_id, body.epochs))
-    return _new(job, request, response, after)
+    return new_job(body, lambda: extend(session, principal.project_id, job_id, body.epochs))
 
 
 @router.get("/{job_id}/metrics", summary="Learning curves", responses=documented(404))

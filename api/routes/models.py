@@ -7,10 +7,10 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Path, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import Predict, Train
-from api.dependencies import CurrentDatabase, Reading, Writing
+from api.dependencies import CurrentDatabase, CurrentSettings, Reading, Writing
 from api.downloads import download
 from api.errors import documented
-from api.job_schemas import JobOut, job_in_detail
+from api.job_schemas import JobOut
 from api.model_schemas import (
     AliasIn,
     AliasOut,
@@ -20,11 +20,11 @@ from api.model_schemas import (
     model_in_detail,
     model_out,
 )
-from api.replies import IdempotencyKey, once
+from api.new_job import NewJob
 from api.schemas import After, Limit, PageOut, page_out
 from api.serving import references
 from api.serving.engine import Serving
-from api.submitting import chosen_queue
+from api.submitting import chosen_queue, chosen_webhook
 from store import blobs, datasets, jobs, models
 from store.errors import Conflict
 from store.tables import Job
@@ -159,27 +159,23 @@ def get_model_weights(
 def evaluate_model(
     ref: Ref,
     body: Evaluation,
-    request: Request,
-    response: Response,
     session: Writing,
     principal: Train,
-    later: BackgroundTasks,
-    idempotency_key: IdempotencyKey = None,
+    settings: CurrentSettings,
+    new_job: NewJob,
 ) -> JobOut:
     """Queues a job of kind `evaluate`; its `result` will hold every metric, those of each class too."""
-    project_id = principal.project_id
+    project_id, private = principal.project_id, settings.webhook_private
 
-    def do() -> JobOut:
-        return job_in_detail(session, _evaluate(session, project_id, ref, body))
+    def make() -> Job:
+        return _evaluate(session, project_id, ref, body, webhook_private=private)
 
-    asked = {"model": ref, **body.model_dump(mode="json", exclude_unset=True)}
-    job = once(session, project_id, idempotency_key, asked, 202, do, JobOut)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    later.add_task(request.app.state.bell.ring, job.queue)
-    return job
+    return new_job(body, make)
 
 
-def _evaluate(session: Session, project_id: str, ref: str, asked: Evaluation) -> Job:
+def _evaluate(
+    session: Session, project_id: str, ref: str, asked: Evaluation, *, webhook_private: bool
+) -> Job:
     """A queued evaluation. Raises NotFound, Conflict, and Invalid for a data set of another task."""
     found = references.find(session, project_id, ref)
     dataset = datasets.get(session, project_id, asked.dataset)
@@ -204,4 +200,5 @@ def _evaluate(session: Session, project_id: str, ref: str, asked: Evaluation) ->
         base_checkpoint_id=found.checkpoint.id,
         priority=asked.priority,
         queue=chosen_queue(session, asked.resources.queue),
+        webhook=chosen_webhook(asked.webhook, private=webhook_private),
     )

@@ -33,6 +33,7 @@ ADMIN = {
     "list_projects",
     "get_storage",
     "clean_up_storage",
+    "rotate_webhook_secret",
     "get_prometheus_metrics",
 }
 OPEN = {"healthz", "readyz"}
@@ -135,11 +136,14 @@ def test_every_route_asks_for_its_scope(service: Service) -> None:
 def test_another_projects_things_are_not_there(
     service: Service, client: TestClient, dataset: str, job: str, worker: Worker
 ) -> None:
-    trained = client.post("/v1/jobs", json={"dataset": dataset, "name": "mine"}).json()["id"]
+    asked = {"dataset": dataset, "name": "mine", "webhook": "https://localhost:1/"}
+    trained = client.post("/v1/jobs", json=asked).json()["id"]
     checkpoint = worker.succeed(trained)
     alias = {"version": 1}
     assert client.put("/v1/models/mine/aliases/prod", json=alias).status_code == 200
+    (told,) = client.get("/v1/webhooks/deliveries", params={"limit": 1}).json()["data"]
     mine = {
+        "delivery_id": [told["id"]],
         "dataset_id": [dataset],
         "job_id": [job, trained],
         "checkpoint_id": [checkpoint.id],
@@ -159,7 +163,7 @@ def test_another_projects_things_are_not_there(
             errors_of(stranger.request(method, url, **body), 404)
             tried.add(name)
     assert len(tried) > 20
-    for listed in ("/v1/datasets", "/v1/jobs", "/v1/models"):
+    for listed in ("/v1/datasets", "/v1/jobs", "/v1/models", "/v1/webhooks/deliveries"):
         assert stranger.get(listed).json()["data"] == []
     for base in mine["ref"]:
         own = stranger.post("/v1/datasets", **BODIES["create_dataset"]).json()["id"]

@@ -234,7 +234,7 @@ def _kept(service: Service) -> tuple[int, int, int]:
             session.execute(select(func.count()).select_from(table)).scalar_one()
             for table in (Dataset, Blob)
         ]
-    return (*rows, len(list((service.data_dir / "uploads").iterdir())))
+    return (*rows, len(list((service.data_dir / "uploads").glob("*/*"))))
 
 
 def _png(shade: int) -> bytes:

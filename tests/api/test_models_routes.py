@@ -189,16 +189,6 @@ def test_an_evaluation_is_a_job_with_the_models_checkpoint(world: World, api: Te
         assert (stored.queue, stored.model_name) == ("cpu", None)
 
 
-def test_an_evaluation_sent_twice_with_one_key_is_one_job(world: World, api: TestClient) -> None:
-    world.publish()
-    headers = {"Idempotency-Key": "once"}
-    body = {"dataset": world.dataset, "split": "train"}
-    first, second = (
-        api.post("/v1/models/rows/evaluate", json=body, headers=headers).json() for _ in range(2)
-    )
-    assert first["id"] == second["id"]
-
-
 def test_an_evaluation_wants_a_split_and_a_data_set_of_the_models_task(
     world: World, api: TestClient
 ) -> None:

@@ -1,21 +1,29 @@
 """Starting the application: migrations, the first key, both databases, and what breaks later."""
 
 import logging
+import os
 import re
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
+from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
-from api.app import NotMigrated, create_app
+from api.app import NotMigrated, _ensure_admin, create_app
 from api.queue import Bell
 from api.settings import ApiSettings
+from store import keys
+from store.session import Database
 from tests.api.service import ADMIN_KEY, ROWS, TASK, Service, errors_of
 
 
@@ -51,16 +59,55 @@ def test_a_given_key_opens_and_is_shown_nowhere(
     assert not (settings.data_dir / "admin.key").exists()
 
 
+@pytest.mark.parametrize("given", [ADMIN_KEY, None])
+def test_processes_that_start_at_once_make_one_admin(
+    database: Database, tmp_path: Path, given: str | None
+) -> None:
+    settings = ApiSettings(data_dir=tmp_path, admin_key=given)
+    barrier = Barrier(6)
+
+    def start() -> None:
+        barrier.wait()
+        _ensure_admin(database, settings)
+
+    with ThreadPoolExecutor(6) as threads:
+        for started in [threads.submit(start) for _ in range(6)]:
+            started.result()
+    with database.transaction(read_only=True) as session:
+        assert keys.count(session) == 1
+
+
 def test_an_old_database_refuses_to_start(tmp_path: Path) -> None:
     settings = settings_of(f"sqlite:///{tmp_path / 'empty.sqlite'}", tmp_path)
     with pytest.raises(NotMigrated, match="modelyard migrate"), TestClient(create_app(settings)):
         pass
 
 
-def test_a_wrong_setting_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODELYARD_UPLOAD_BYTES", "lots")
-    with pytest.raises(ValidationError, match="upload_bytes"):
-        ApiSettings()
+def command(*options: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """`modelyard api` until it ends by itself."""
+    environment = {f"MODELYARD_{name}": value for name, value in settings.items()}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "api", *options],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_wrong_setting_refuses_to_start_and_says_which() -> None:
+    ended = command(UPLOAD_BYTES="lots", CHECKS="0")
+    assert ended.returncode == 2
+    first, second = sorted(ended.stderr.splitlines())
+    assert first.startswith("modelyard api: MODELYARD_CHECKS: ")
+    assert second.startswith("modelyard api: MODELYARD_UPLOAD_BYTES: ")
+
+
+def test_an_option_of_the_command_comes_before_the_environment(tmp_path: Path) -> None:
+    wrong = {"PORT": "99999", "DATA_DIR": str(tmp_path)}
+    assert "MODELYARD_PORT" in command(**wrong).stderr
+    assert "modelyard migrate" in command("--port", "0", **wrong).stderr
 
 
 def test_the_whole_way_works_on_both_databases(database_url: str, tmp_path: Path) -> None:
@@ -102,14 +149,40 @@ def test_a_database_that_does_not_answer_is_503(
     assert service.client(None).get("/healthz").status_code == 200
 
 
+def test_a_key_that_cannot_be_looked_up_is_503(postgres_database_url: str, tmp_path: Path) -> None:
+    settings = settings_of(
+        postgres_database_url, tmp_path, admin_key=ADMIN_KEY, key_cache_seconds=0
+    )
+    headers, address = {"Authorization": f"Bearer {ADMIN_KEY}"}, make_url(postgres_database_url)
+    server = address.set(database="postgres").render_as_string(hide_password=False)
+    app = create_app(settings)
+    with (
+        TestClient(app, headers=headers, raise_server_exceptions=False) as client,
+        psycopg.connect(server, autocommit=True) as connection,
+    ):
+        assert client.get("/v1/jobs").status_code == 200
+        connection.execute(f"ALTER DATABASE {address.database} ALLOW_CONNECTIONS false")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            [address.database],
+        )
+        answer = client.get("/v1/jobs")
+        assert errors_of(answer, 503) == []
+        assert answer.headers["Retry-After"] == "1"
+        connection.execute(f"ALTER DATABASE {address.database} ALLOW_CONNECTIONS true")
+        assert client.get("/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, PermissionError])
 def test_a_fault_of_ours_tells_nothing_but_its_number(
     service: Service,
     client: TestClient,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    fault: type[Exception],
 ) -> None:
     def broken(*_: Any) -> None:
-        raise RuntimeError("secret")
+        raise fault("secret")
 
     monkeypatch.setattr("store.jobs.get", broken)
     with caplog.at_level(logging.ERROR):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -212,10 +212,11 @@ def test_a_repeated_request_gets_the_first_answer(world: World) -> None:
     assert world.act(replies.begin, world.other_project, "k", "same") is None
 
 
-def test_a_key_cannot_be_used_for_another_request(world: World) -> None:
+def test_a_reply_tells_which_request_its_key_came_with(world: World) -> None:
+    assert world.act(replies.find, world.project, "k") is None
     world.act(replies.begin, world.project, "k", "one")
-    with pytest.raises(Conflict, match="already used for a different request"):
-        world.act(replies.begin, world.project, "k", "two")
+    assert world.act(replies.begin, world.project, "k", "two").fingerprint == "one"
+    assert world.act(replies.find, world.project, "k").fingerprint == "one"
 
 
 def test_a_request_that_failed_may_be_repeated(world: World) -> None:
@@ -246,13 +247,18 @@ def test_the_same_request_sent_eight_times_at_once_is_done_once(world: World) ->
     assert sorted(done) == [False] * 7 + [True]
 
 
-def test_old_answers_are_forgotten(world: World) -> None:
-    world.act(replies.begin, world.project, "k", "one")
-    world.act(replies.sweep)
-    with world.database.transaction() as s:
-        assert s.get(Reply, (world.project, "k"))
-    world.act(replies.sweep, -60.0)
-    assert world.act(replies.begin, world.project, "k", "two") is None
+def test_after_a_day_a_reply_counts_no_more_and_is_forgotten(world: World) -> None:
+    for age, counts, lasts in ((-30, True, True), (30, False, True), (90, False, False)):
+        with world.database.transaction() as s:
+            s.execute(delete(Reply))
+            replies.begin(s, world.project, "k", "one")
+            reply = s.get_one(Reply, (world.project, "k"))
+            reply.created_at -= timedelta(seconds=replies.KEPT_SECONDS + age)
+        assert (world.act(replies.find, world.project, "k") is not None) is counts
+        world.act(replies.sweep)
+        with world.database.transaction() as s:
+            assert (s.get(Reply, (world.project, "k")) is not None) is lasts
+        assert (world.act(replies.begin, world.project, "k", "two") is not None) is counts
 
 
 # Ids, values

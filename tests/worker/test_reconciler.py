@@ -10,9 +10,9 @@ import redis
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from store import blobs, jobs, workers
+from store import blobs, jobs, projects, webhooks, workers
 from store.session import now
-from store.tables import Blob, Job
+from store.tables import Blob, Job, WebhookSecret
 from tests.worker.shop import Shop, rows
 from worker import app, reconciler
 from worker.reconciler import Reconciler
@@ -114,3 +114,17 @@ def test_bytes_that_nothing_refers_to_are_swept_when_they_are_old(shop: Shop) ->
     with shop.database.transaction() as session:
         assert session.get(Blob, old) is None
         assert session.get(Blob, young) is not None
+
+
+def test_what_webhooks_need_no_more_is_swept(shop: Shop) -> None:
+    with shop.database.transaction() as session:
+        project, past = projects.ensure(session, "default").id, now(session).replace(year=2000)
+        old, new = webhooks.secret(session, project).id, webhooks.rotate(session, project).id
+        session.execute(
+            update(WebhookSecret).where(WebhookSecret.id == old).values(expires_at=past)
+        )
+    with patch.object(reconciler, "SWEEP_SECONDS", 0.0):
+        Reconciler(shop.settings, shop.database).look()
+    with shop.database.transaction() as session:
+        assert session.get(WebhookSecret, old) is None
+        assert session.get(WebhookSecret, new) is not None
