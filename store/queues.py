@@ -85,7 +85,12 @@ def preemptions(session: Session) -> dict[str, Job]:
     kept: dict[str, list[Job]] = {worker.id: [] for worker in serving}
     # Whose job was asked to end or to pause has its device back without preempting anybody.
     staying = select(Job).where(Job.status == "running", Job.desired.is_(None))
-    for job in session.scalars(staying.where(Job.worker_id.in_(kept))):
+    running_jobs = session.scalars(
+        staying.where(Job.worker_id.in_(kept)),
+        # This transaction may have seen one of them before it was taken.
+        execution_options={"populate_existing": True},
+    )
+    for job in running_jobs:
         kept[job.worker_id or ""].append(job)
     free = {worker.id: worker.slots - len(kept[worker.id]) for worker in serving}
     served = {queue for worker in serving for queue in worker.queues}

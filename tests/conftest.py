@@ -88,15 +88,15 @@ def server_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_url(server_folder: Path) -> Iterator[str]:
     """A real PostgreSQL server: the URL of its maintenance database."""
-    with servers.postgres(server_folder) as url:
-        yield url
+    with servers.postgres(server_folder) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")
 def redis_url(server_folder: Path) -> Iterator[str]:
     """A real Redis (or Valkey) server."""
-    with servers.redis_server(server_folder) as url:
-        yield url
+    with servers.redis_server(server_folder) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

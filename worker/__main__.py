@@ -20,6 +20,8 @@ from worker.supervisor import Supervisor
 
 log = logging.getLogger("worker")
 
+LISTEN_AGAIN_SECONDS = 1.0
+
 
 def main() -> int:
     """Serve until a signal; running jobs are saved and given back. Returns an exit status."""
@@ -58,7 +60,7 @@ def serve(settings: WorkerSettings, database: Database, found: list[devices.Devi
         supervisor.start()
     log.info("serving %s on %s", ", ".join(queues), ", ".join(d.name for d in found))
     try:
-        _listen(settings, queues)
+        _listen(settings, queues, stopping)
     finally:
         stop()
         for supervisor in supervisors:
@@ -70,21 +72,24 @@ def _queues(found: list[devices.Device]) -> tuple[str, ...]:
     return ("cpu",) if all(d.name == devices.CPU for d in found) else ("gpu", "cpu")
 
 
-def _listen(settings: WorkerSettings, queues: tuple[str, ...]) -> None:
+def _listen(settings: WorkerSettings, queues: tuple[str, ...], stopping: Event) -> None:
     """Take messages until a signal. The pool is of threads: a message rings bells of this process."""
     # As whom it runs is the operator's choice; a message carries nothing that could be misused.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     celery = app.configure(settings)
-    celery.Worker(
-        pool="threads",
-        concurrency=1,
-        queues=queues,
-        quiet=True,
-        loglevel=settings.log_level,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    ).start()
+    while not stopping.is_set():
+        celery.Worker(
+            pool="threads",
+            concurrency=1,
+            queues=queues,
+            quiet=True,
+            loglevel=settings.log_level,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        ).start()
+        # Bytes that are no message at all end the consumer, and are to end nothing else.
+        stopping.wait(LISTEN_AGAIN_SECONDS)
 
 
 def _end_with_any_thread() -> Event:

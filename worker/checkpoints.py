@@ -1,5 +1,6 @@
 """A training's best and last state on their way into the database and back."""
 
+import shutil
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +57,9 @@ class Checkpoints:
     ) -> None:
         self._database, self._job = database, job
         self._codec = codec.model_dump_json().encode()
-        self._folder = settings.cache_dir
+        self._folder, self._prefix = settings.cache_dir, f".checkpoint-{job.id}-"
+        for left in self._folder.glob(f"{self._prefix}*"):  # by a run of this job that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self._every, self._share = settings.checkpoint_seconds, settings.checkpoint_share
         self._due = time.monotonic() + self._every
         self._cost = 0.0
@@ -121,7 +124,7 @@ class Checkpoints:
 
     def _row(self, at: Position, taken: Snapshot, *, is_best: bool) -> dict[str, Any]:
         state = at.state
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".checkpoint-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=self._prefix) as folder:
             save_weights(taken.weights, weights := Path(folder) / "weights")
             save_file(taken.memory, memory := Path(folder) / "memory")
             return {

@@ -42,7 +42,7 @@ def warm_up() -> None:
 def wait_until_warm() -> None:
     """Return when trainers start at once: none should have a lease run out while torch is loaded."""
     process = _FORKED.Process(target=int, name="warm")
-    process.start()
+    _fork(process)
     process.join()
     process.close()
 
@@ -144,6 +144,17 @@ def _start(assignment: Assignment, settings: WorkerSettings) -> tuple[BaseProces
     process = _FORKED.Process(
         target=trainer.main, args=(assignment, settings, theirs), name=assignment.job_id
     )
-    process.start()
+    _fork(process)
     theirs.close()
     return process, ours
+
+
+def _fork(process: BaseProcess) -> None:
+    """Start a process. The one it is forked from may be killed at any moment, and is then started again."""
+    while True:
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            log.warning("the process that trainers are forked from was lost: %r", error)
+        else:
+            return

@@ -5,6 +5,8 @@ import pytest
 from store.session import Database
 from tests.store.world import World
 
+pytest.register_assert_rewrite("tests.store.job_machine")
+
 
 @pytest.fixture
 def world(database: Database) -> World:

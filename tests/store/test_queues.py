@@ -170,3 +170,18 @@ def test_a_higher_priority_given_later_preempts_as_well(world: World) -> None:
     assert wish(world, low) is None
     world.user(jobs.update, other, priority=5)
     assert wish(world, low) == "preempt"
+
+
+def test_a_job_that_is_taken_while_it_is_looked_at_gives_way_like_any_other(world: World) -> None:
+    serve(world)
+    low = world.submit()
+    with world.database.transaction(read_only=True) as session:
+        seen = jobs.load(session, low.id)
+        if world.database.dialect == "postgresql":  # SQLite shows a transaction what was there
+            with world.database.transaction() as other:
+                jobs.claim(other, "w/1", ["cpu"], 60.0, "w")
+            high = world.submit(priority=1)
+            assert {id: job.id for id, job in queues.preemptions(session).items()} == {
+                low.id: high.id
+            }
+            assert seen.status == "running"

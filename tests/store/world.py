@@ -1,16 +1,39 @@
 """A small world in a database: a project, a data set, and jobs of it."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import update
 
 from store import blobs, checkpoints, datasets, jobs, projects
 from store.errors import Fenced
-from store.session import Database, now
+from store.session import _CLOCKS, Database, now
 from store.tables import Checkpoint, Dataset, Job
 
 TTL = 30.0
+LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    """The database's clock, standing still where a test puts it, until the test's end."""
+
+    def __init__(self, database: Database, patch: pytest.MonkeyPatch) -> None:
+        """It is far from the real time, so that whoever looks at another clock is found out."""
+        self._dialect, self._patch = database.dialect, patch
+        self.set(LONG_AGO)
+
+    def set(self, moment: datetime) -> None:
+        self.now = moment
+        literal = f"'{moment:%Y-%m-%d %H:%M:%S.%f}'"
+        if self._dialect == "postgresql":
+            literal = f"timestamptz {literal}"
+        self._patch.setitem(_CLOCKS, self._dialect, literal)
+
+    def move(self, seconds: float) -> None:
+        """Let time pass, or set the clock back."""
+        self.set(self.now + timedelta(seconds=seconds))
 
 
 class World:

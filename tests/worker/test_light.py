@@ -28,6 +28,24 @@ def test_the_worker_process_never_loads_what_trains() -> None:
     assert [name for name in loaded if name.startswith(HEAVY)] == []
 
 
+WARMED = """
+import os, signal, threading, time
+from multiprocessing import forkserver
+from worker import runs
+
+runs.warm_up()
+killed = forkserver._forkserver._forkserver_pid
+threading.Timer(0.5, os.kill, (killed, signal.SIGKILL)).start()
+runs.wait_until_warm()
+print("warm", forkserver._forkserver._forkserver_pid != killed)
+"""
+
+
+def test_a_worker_outlives_the_loss_of_what_its_trainers_are_forked_from() -> None:
+    """Half a second after its start, while it loads what takes longer."""
+    assert python("-c", WARMED).stdout.strip() == "warm True"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

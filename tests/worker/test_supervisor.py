@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -266,6 +267,26 @@ def test_a_message_starts_a_job_long_before_the_next_look(remote: Shop, redis_ur
         wake(redis_url, "cpu")
         until(lambda: remote.job(job).status == "succeeded", "the job is done", worker)
         assert latency(remote.job(job)) < 15
+    finally:
+        worker.end()
+
+
+def test_bytes_that_are_no_message_end_neither_the_worker_nor_its_listening(
+    remote: Shop, redis_url: str
+) -> None:
+    rare = {"POLL_SECONDS": "60", "HEARTBEAT_SECONDS": "60", "LEASE_SECONDS": "120"}
+    worker = Worker(remote, BROKER_URL=redis_url, **rare)
+    try:
+        until(lambda: "ready" in worker.log, "connected to the broker", worker)
+        with redis.Redis.from_url(redis_url) as client:
+            client.lpush("cpu", b"\xff\xfegarbage", b"{}", b'{"body": 1}')
+        until(lambda: worker.log.count("ready") >= 2, "it listens again", worker)
+        job = remote.submit(remote.upload(TABLE, rows()), SMALL, {"epochs": 1})
+        while remote.job(job).status == "queued":
+            wake(redis_url, "cpu")
+            time.sleep(0.5)
+        until(lambda: remote.job(job).status == "succeeded", "the job is done", worker)
+        assert latency(remote.job(job)) < 30
     finally:
         worker.end()
 
