@@ -94,9 +94,13 @@ def preemptions(session: Session) -> dict[str, Job]:
         kept[job.worker_id or ""].append(job)
     free = {worker.id: worker.slots - len(kept[worker.id]) for worker in serving}
     served = {queue for worker in serving for queue in worker.queues}
-    query = select(Job).where(ready(now(session), list(served))).order_by(*BEST_FIRST)
+    first: list[Job] = []
+    for queue in served:
+        best = select(Job).where(ready(now(session), [queue])).order_by(*BEST_FIRST)
+        places = sum(max(w.slots, len(kept[w.id])) for w in serving if queue in w.queues)
+        first += session.scalars(best.limit(places))
     given: dict[str, Job] = {}
-    for job in session.scalars(query.limit(sum(worker.slots for worker in serving))):
+    for job in sorted(first, key=lambda job: (-job.priority, job.created_at, job.id)):
         able = [worker.id for worker in serving if job.queue in worker.queues]
         idle = next((worker for worker in able if free[worker] > 0), None)
         if idle is not None:

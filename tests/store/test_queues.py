@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from store import jobs, queues, workers
+from store.session import Database
 from store.tables import Job
 from tests.store.world import World
 
@@ -123,6 +124,16 @@ def test_only_a_worker_that_serves_the_queue_has_something_to_give(world: World)
     assert (wish(world, on_cpu), wish(world, on_gpu)) == (None, "preempt")
 
 
+def test_many_good_jobs_of_one_queue_hide_none_of_another(world: World) -> None:
+    serve(world, "a")
+    serve(world, "b", "gpu")
+    _, on_gpu = run(world, "a", priority=9), run(world, "b", queue="gpu")
+    for _ in range(3):
+        world.submit(priority=5)
+    world.submit(priority=1, queue="gpu")
+    assert wish(world, on_gpu) == "preempt"
+
+
 def test_a_job_that_has_to_wait_before_its_next_attempt_preempts_nobody(world: World) -> None:
     serve(world, "a")
     again = run(world, "a", priority=1)
@@ -172,16 +183,16 @@ def test_a_higher_priority_given_later_preempts_as_well(world: World) -> None:
     assert wish(world, low) == "preempt"
 
 
-def test_a_job_that_is_taken_while_it_is_looked_at_gives_way_like_any_other(world: World) -> None:
+def test_a_job_that_is_taken_while_it_is_looked_at_gives_way_like_any_other(
+    postgres_database: Database,  # SQLite shows a transaction what was there when it began
+) -> None:
+    world = World(postgres_database)
     serve(world)
     low = world.submit()
     with world.database.transaction(read_only=True) as session:
         seen = jobs.load(session, low.id)
-        if world.database.dialect == "postgresql":  # SQLite shows a transaction what was there
-            with world.database.transaction() as other:
-                jobs.claim(other, "w/1", ["cpu"], 60.0, "w")
-            high = world.submit(priority=1)
-            assert {id: job.id for id, job in queues.preemptions(session).items()} == {
-                low.id: high.id
-            }
-            assert seen.status == "running"
+        with world.database.transaction() as other:
+            jobs.claim(other, "w/1", ["cpu"], 60.0, "w")
+        high = world.submit(priority=1)
+        assert {id: job.id for id, job in queues.preemptions(session).items()} == {low.id: high.id}
+        assert seen.status == "running"
