@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Backbone, TableBackbone
-from models.parts.layers import Activation, Norm, activation, row_norm
+from models.parts.layers import Activation, Norm, activation, row_norm, sequence
 from models.parts.optimizers import AdamW
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
@@ -64,6 +64,8 @@ class Inputs(nn.Module):
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         """Numbers (B, numeric) and categories (B, columns) to (B, width)."""
+        if not len(self.embeddings):
+            return numbers
         pairs = zip(self.embeddings, categories.unbind(1), strict=True)
         return torch.cat([numbers, *(embedding(column) for embedding, column in pairs)], 1)
 
@@ -73,7 +75,7 @@ class Hidden(nn.Module):
 
     def __init__(self, inputs: int, width: int, options: MLP) -> None:
         super().__init__()
-        self.layer = nn.Sequential(
+        self.layer = sequence(
             nn.Linear(inputs, width),
             row_norm(options.norm, width),
             activation(options.activation),

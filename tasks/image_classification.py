@@ -61,20 +61,32 @@ class Augmentation(Plain):
         0.0, ge=0, le=1, description="Brightness and contrast changed by up to this share."
     )
 
-    @property
-    def moves(self) -> bool:
-        """Whether pixels change their place."""
-        return self.flip or max(self.shift, self.zoom, self.rotate) > 0
-
-    def vary(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W), each varied by draws from torch's own generator."""
-        if self.moves:
+    def move(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) of bytes or floats, each moved by draws from torch's own generator."""
+        if max(self.zoom, self.rotate) > 0:
             grid = F.affine_grid(self._placements(images), list(images.shape), align_corners=False)
-            images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        if self.light:
-            contrast, brightness = _draw(images, self.light), _draw(images, self.light)
-            images = images * (1 + contrast.view(-1, 1, 1, 1)) + brightness.view(-1, 1, 1, 1)
-        return images
+            return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        # By whole pixels nothing is computed from neighbours, and bytes stay bytes.
+        return self._cut(images) if self.flip or self.shift else images
+
+    def relight(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W), each made darker or lighter, duller or clearer."""
+        if not self.light:
+            return images
+        contrast, brightness = _draw(images, self.light), _draw(images, self.light)
+        return images * (1 + contrast.view(-1, 1, 1, 1)) + brightness.view(-1, 1, 1, 1)
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """Shifted and mirrored only; what comes in from outside repeats the edge."""
+        height, width = images.shape[2:]
+        rows = _places(height, _draw(images, self.shift * height))
+        columns = _places(width, _draw(images, self.shift * width))
+        if self.flip:
+            mirrored = _draw(images, 1) < 0
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        places = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (B, H * W)
+        pixels = images.flatten(2)
+        return pixels.gather(2, places[:, None].expand_as(pixels)).view_as(images)
 
     def _placements(self, images: Tensor) -> Tensor:
         """Affine maps (B, 2, 3) from places in the result to places in the image."""
@@ -86,6 +98,12 @@ class Augmentation(Plain):
         across, down = _draw(images, 2 * self.shift), _draw(images, 2 * self.shift)
         rows = torch.stack([mirror * cos, -sin, across, mirror * sin, cos, down], dim=1)
         return rows.view(-1, 2, 3)
+
+
+def _places(side: int, moves: Tensor) -> Tensor:
+    """Where the pixels along a side come from (B, side) when images move by so many pixels (B,)."""
+    along = torch.arange(side, device=moves.device)
+    return (along + moves.round().long()[:, None]).clamp(0, side - 1)
 
 
 def _draw(images: Tensor, span: float) -> Tensor:
@@ -117,8 +135,8 @@ class ImageCodec(LabelCodec):
 class ImageClassifier(Supervised):
     """Learns from images (B, C, H, W) uint8; a linear head over the mean of the feature map."""
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -129,14 +147,15 @@ class ImageClassifier(Supervised):
     ) -> None:
         super().__init__(backbone, nn.Linear(backbone.width, len(codec.labels)), criterion)
         self.augmentation = augmentation
-        for name, values in {"mean": codec.mean, "std": codec.std}.items():
-            # Not among the weights: the codec holds them.
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (codec.mean, codec.std))
+        # Not among the weights: the codec holds them.
+        self.register_buffer("scale", 1 / std, persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        images = (inputs[0].float() - self.mean) / self.std
-        if self.training:
-            images = self.augmentation.vary(images)
+        varied = self.augmentation if self.training else Augmentation()
+        images = varied.move(inputs[0]).contiguous(memory_format=torch.channels_last)
+        images = varied.relight(torch.addcmul(self.offset, images.float(), self.scale))
         scores: Tensor = self.head(self.backbone(images).mean((2, 3)))
         return scores
 

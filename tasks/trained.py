@@ -1,6 +1,7 @@
 """A trained model: task, codec and learner, to bytes and back, and its predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.base import Learner
+from models.base import Batch, Learner
 from models.parts.memory import ran_out
 from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
@@ -56,11 +57,11 @@ class Trained(NamedTuple):
         if columns.lengths is not None:
             order = columns.lengths.argsort(stable=True)
         found: list[Any] = [None] * columns.examples
-        done = 0
+        done, device = 0, self.device
         while done < columns.examples:
             index = order[done : done + batch_size]
             try:
-                outputs = self._outputs(columns, index)
+                outputs = self._outputs(columns.batch(index).to(device))
             except (RuntimeError, MemoryError) as error:
                 if len(index) == 1 or not ran_out(error):
                     raise
@@ -73,14 +74,13 @@ class Trained(NamedTuple):
         yield found
 
     @torch.inference_mode()
-    def _outputs(self, columns: Columns, index: Tensor) -> Tensor:
-        batch = columns.batch(index).to(self.device)
+    def _outputs(self, batch: Batch) -> Tensor:
         return self.learner.predict(*batch.inputs).float().cpu()
 
 
 def device_of(learner: Learner) -> torch.device:
     """Where a learner's weights are."""
-    tensor = next((t for t in [*learner.parameters(), *learner.buffers()]), None)
+    tensor = next(chain(learner.parameters(), learner.buffers()), None)
     return tensor.device if tensor is not None else torch.device("cpu")
 
 

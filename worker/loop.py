@@ -90,6 +90,7 @@ def fit(
     Raises Diverged when the loss is no longer finite.
     """
     task, _, learner = trained
+    device = trained.device
     state = state or State()
     plan = plan_of(learner, train.columns, training)
     sample = _sample(train, len(validation.examples))
@@ -101,12 +102,12 @@ def fit(
         epoch, step, done = state.epoch, state.step, state.step_in_epoch
         learner.enter_epoch(epoch)
         batches = epoch_batches(learner, train.columns, training, epoch)
-        total = torch.tensor(state.loss_sum, dtype=torch.float64, device=trained.device)
+        total = torch.tensor(state.loss_sum, dtype=torch.float64, device=device)
         mean_loss, metrics = math.nan, None
         judging = judge(trained, {"train": sample, "validation": validation})
         while metrics is None:
             if done < len(batches):
-                batch = train.columns.batch(batches[done]).to(trained.device)
+                batch = train.columns.batch(batches[done]).to(device)
                 seed_step(training.seed, epoch, step)
                 loss = learner.train_step(batch, step)
                 total += loss

@@ -19,6 +19,15 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
+def sequence(*layers: nn.Module) -> nn.Sequential:
+    """Layers one after the other, without those that do nothing: calling one takes its time."""
+    return nn.Sequential(*(layer for layer in layers if not _does_nothing(layer)))
+
+
+def _does_nothing(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
+
+
 def activation(name: Activation) -> nn.Module:
     """The nonlinearity of that name; `logistic` is another word for `sigmoid`."""
     return _ACTIVATIONS[name]()

@@ -19,8 +19,9 @@ class MeanPooling(nn.Module):
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """States (B, T, D) and lengths (B,) to (B, D)."""
-        kept = states.masked_fill(~inside(states, lengths)[..., None], 0)
-        return kept.sum(1) / lengths[:, None].to(states.dtype)
+        # A product, which reads the states once and keeps no copy of them.
+        shares = inside(states, lengths).to(states.dtype) / lengths[:, None]
+        return (shares[:, None] @ states).squeeze(1)
 
 
 class MaxPooling(nn.Module):

@@ -38,7 +38,7 @@ class Dense:
         return self.values.shape[0]
 
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
-        return (self.values[index],)
+        return (self.values.index_select(0, index),)
 
     def select(self, index: Tensor) -> "Dense":
         return Dense(self.values[index])

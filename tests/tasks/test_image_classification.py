@@ -309,13 +309,17 @@ def test_every_bad_input_of_a_request_is_named(codec: ImageCodec) -> None:
 LIVELY = Augmentation(shift=0.2, zoom=0.2, rotate=30, flip=True, light=0.3)
 
 
+def vary(augmentation: Augmentation, images: torch.Tensor) -> torch.Tensor:
+    return augmentation.relight(augmentation.move(images))
+
+
 @pytest.mark.parametrize(
     "augmentation",
     [STILL, LIVELY, Augmentation(shift=0.1), Augmentation(flip=True), Augmentation(light=0.5)],
 )
 @pytest.mark.parametrize("shape", [(5, 3, 16, 16), (1, 1, 8, 12)])
 def test_varying_keeps_shapes(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
-    varied = augmentation.vary(torch.randn(shape))
+    varied = vary(augmentation, torch.randn(shape))
     assert varied.shape == shape
     assert varied.isfinite().all()
 
@@ -325,7 +329,7 @@ def test_varying_follows_torchs_seed() -> None:
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(LIVELY.vary(images))
+        draws.append(vary(LIVELY, images))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], images)
@@ -333,13 +337,13 @@ def test_varying_follows_torchs_seed() -> None:
 
 def test_no_variation_leaves_the_very_pixels() -> None:
     images = torch.randn(2, 3, 8, 8)
-    assert STILL.vary(images) is images
+    assert vary(STILL, images) is images
 
 
 def test_a_flip_mirrors_some_images_and_leaves_the_others() -> None:
     torch.manual_seed(0)
     images = torch.randn(64, 1, 6, 6)
-    varied = Augmentation(flip=True).vary(images)
+    varied = vary(Augmentation(flip=True), images)
     mirrored = torch.isclose(varied, images.flip(-1), atol=1e-5).all((1, 2, 3))
     same = torch.isclose(varied, images, atol=1e-5).all((1, 2, 3))
     assert (mirrored ^ same).all()
@@ -350,10 +354,35 @@ def test_a_shift_moves_pixels_by_at_most_its_share() -> None:
     torch.manual_seed(0)
     images = torch.zeros(50, 1, 33, 33)
     images[:, :, 16, 16] = 1
-    varied = Augmentation(shift=0.25).vary(images)
+    varied = vary(Augmentation(shift=0.25), images)
     places = varied.flatten(1).argmax(1)
     away = torch.stack([places // 33 - 16, places % 33 - 16]).abs()
     assert 4 < int(away.max()) <= 9
+
+
+def test_whole_pixels_are_moved_as_bytes_and_repeat_the_edge() -> None:
+    images = torch.arange(200, dtype=torch.uint8).reshape(1, 2, 10, 10).repeat(40, 1, 1, 1)
+    moved = Augmentation(shift=0.3, flip=True).move(images)
+    assert moved.dtype == torch.uint8
+    away = set()
+    for place, image in enumerate(moved):
+        shifted = [
+            (down, across, mirror)
+            for down in range(-3, 4)
+            for across in range(-3, 4)
+            for mirror in (False, True)
+            if torch.equal(image, by_hand(images[place], down, across, mirror))
+        ]
+        assert shifted
+        away.add(shifted[0])
+    assert len(away) > 20
+
+
+def by_hand(image: torch.Tensor, down: int, across: int, mirror: bool) -> torch.Tensor:
+    rows = [min(9, max(0, row + down)) for row in range(10)]
+    columns = [min(9, max(0, column + across)) for column in range(10)]
+    cut = image[:, rows][:, :, columns]
+    return cut.flip(2) if mirror else cut
 
 
 def test_images_vary_in_training_and_never_in_evaluation(

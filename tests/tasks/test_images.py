@@ -102,7 +102,6 @@ def test_a_file_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         open_image(data)
 
 
-@pytest.mark.parametrize("seed", [random.randrange(2**32)])
 def test_damaged_images_are_refused_and_never_crash(seed: int) -> None:
     draw = random.Random(seed)
     sound = [encoded(noise(), kind) for kind in FORMATS]
