@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.base import Backbone, ImageBackbone
-from models.parts.layers import Activation, Norm, activation, map_norm
+from models.parts.layers import RISING, Activation, Norm, activation, map_norm
 from models.parts.optimizers import AdamW
 from models.parts.schedules import OneCycle
 
@@ -76,6 +76,10 @@ def stage(inputs: int, width: int, pools: bool, options: CNN) -> nn.Sequential:
             map_norm(options.norm, width),
             activation(options.activation),
         ]
-    if pools:
-        layers.append(nn.MaxPool2d(2) if options.pooling == "max" else nn.AvgPool2d(2))
+    if pools and options.pooling == "mean":
+        layers.append(nn.AvgPool2d(2))
+    elif pools:
+        # The largest of four stays the largest under what rises; a quarter is left to compute.
+        place = -1 if options.activation in RISING else len(layers)
+        layers.insert(place, nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Dropout2d(options.dropout))

@@ -147,17 +147,23 @@ class ImageClassifier(Supervised):
     ) -> None:
         super().__init__(backbone, nn.Linear(backbone.width, len(codec.labels)), criterion)
         self.augmentation = augmentation
-        mean, std = (torch.tensor(values)[:, None, None] for values in (codec.mean, codec.std))
-        # Not among the weights: the codec holds them.
-        self.register_buffer("scale", 1 / std, persistent=False)
-        self.register_buffer("offset", -mean / std, persistent=False)
+        mean, std = torch.tensor(codec.mean), torch.tensor(codec.std)
+        # Not among the weights: the codec holds them. As long as a row of pixels (W * C,), since
+        # numbers that repeat every third time are slow to compute with.
+        self.register_buffer("scale", (1 / std).repeat(codec.side), persistent=False)
+        self.register_buffer("offset", (-mean / std).repeat(codec.side), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         varied = self.augmentation if self.training else Augmentation()
-        images = varied.move(inputs[0]).contiguous(memory_format=torch.channels_last)
-        images = varied.relight(torch.addcmul(self.offset, images.float(), self.scale))
+        images = varied.relight(self._normalised(varied.move(inputs[0])))
         scores: Tensor = self.head(self.backbone(images).mean((2, 3)))
         return scores
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Pixels of mean 0 and deviation 1 (B, C, H, W), the channels of each side by side."""
+        pixels = images.permute(0, 2, 3, 1)
+        rows = torch.addcmul(self.offset, pixels.flatten(2).float(), self.scale)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class ImageClassification(Task):

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 Activation = Literal["relu", "leaky-relu", "gelu", "silu", "tanh", "sigmoid", "logistic"]
 Norm = Literal["batch", "layer", "none"]
 
+RISING: tuple[Activation, ...] = ("relu", "leaky-relu", "tanh", "sigmoid", "logistic")
+"""Activations that keep the order of numbers."""
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky-relu": nn.LeakyReLU,
