@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from store.errors import NotFound, StoreError
 from store.session import Database, now
 from store.statements import insert_new
-from store.tables import Blob, BlobChunk, Checkpoint, DatasetFile
+from store.tables import Blob, BlobChunk, Checkpoint, DatasetFile, JobArtifact
 
 CHUNK_BYTES = 1 << 20
 _SWEPT_AT_ONCE = 50
@@ -162,4 +162,5 @@ def references() -> CompoundSelect[str]:
         select(Checkpoint.weights_blob),
         select(Checkpoint.codec_blob),
         select(Checkpoint.state_blob).where(Checkpoint.state_blob.is_not(None)),
+        select(JobArtifact.blob_id),
     )

@@ -1,6 +1,6 @@
 """What happened to a job, numbered without gaps."""
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from store import leases, pages, webhooks
@@ -22,6 +22,12 @@ def append(session: Session, job: Job, type: str, data: Object) -> JobEvent:
     if type == "status":
         webhooks.add(session, job, event)
     return event
+
+
+def happened(session: Session, job_id: str, type: str) -> bool:
+    """Whether the job has had such an event."""
+    query = select(exists().where(JobEvent.job_id == job_id, JobEvent.type == type))
+    return session.execute(query).scalar_one()
 
 
 def page(

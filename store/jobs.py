@@ -49,10 +49,12 @@ def create(
     model_name: str | None = None,
     max_attempts: int = 3,
     webhook: Object | None = None,
+    profile: Object | None = None,
 ) -> Job:
     """A queued job. A training makes a version of the model `model_name` (its `name` by default).
 
-    Each of its statuses among the "events" of `webhook` is told to its "url".
+    Each of its statuses among the "events" of `webhook` is told to its "url". The steps that `profile`
+    names are recorded by a profiler.
     Raises NotFound for a data set or checkpoint that is not the project's.
     """
     dataset = datasets.hold(session, project_id, dataset_id)
@@ -87,6 +89,7 @@ def create(
         metrics={},
         model_name=model_name or name if kind == "train" else None,
         webhook=webhook,
+        profile=profile,
         event_seq=0,
         log_seq=0,
     )

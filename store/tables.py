@@ -207,6 +207,7 @@ class Job(Row):
     )
     model_version: Mapped[int | None]
     webhook: Mapped[Object | None]
+    profile: Mapped[Object | None]
     event_seq: Mapped[int]
     log_seq: Mapped[int]
 
@@ -281,6 +282,21 @@ class JobLog(Row):
     at: Mapped[datetime]
     level: Mapped[str]
     line: Mapped[str]
+
+
+class JobArtifact(Row):
+    """A file that a job has made besides what it learned."""
+
+    __tablename__ = "job_artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    media_type: Mapped[str]
+    blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
 
 
 class Metric(Row):

@@ -143,6 +143,7 @@ class StorageOut(BaseModel):
 
     dataset_bytes: int = Field(description="Data sets.")
     checkpoint_bytes: int = Field(description="Checkpoints and models.")
+    artifact_bytes: int = Field(description="Artifacts of jobs.")
     blob_bytes: int = Field(description="All of it.")
     blob_count: int = Field(description="Files all of it is in.")
     orphan_bytes: int = Field(description="What nothing refers to, and a clean-up would free.")

@@ -203,6 +203,7 @@ def test_storage_is_counted_by_what_it_is_for(world: World) -> None:
     assert everything == {
         "dataset_bytes": 7,
         "checkpoint_bytes": 12,
+        "artifact_bytes": 0,
         "blob_bytes": 18,
         "blob_count": 3,
         "orphan_bytes": 6,
