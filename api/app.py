@@ -18,6 +18,7 @@ from api.errors import add_error_table, documented
 from api.queue import Bell
 from api.routes import (
     admin,
+    artifacts,
     catalog,
     checkpoints,
     datasets,
@@ -37,7 +38,7 @@ from store import keys, migrate, projects
 from store.session import Database, connect
 
 # Routes are tried in this order, so that the one which is called most comes first.
-ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, models, webhooks, admin)
+ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, artifacts, models, webhooks, admin)
 OF_KEYS = (401, 403, 422, 503)
 
 

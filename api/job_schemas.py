@@ -51,6 +51,17 @@ class Budget(Plain):
     )
 
 
+class Profile(Plain):
+    """Which steps PyTorch's profiler records, and what it notes of them besides operators and times."""
+
+    from_step: int = Field(
+        10, ge=1, le=2**31, description="The first step it records; the training's first is 1."
+    )
+    steps: int = Field(5, ge=1, le=20, description="How many steps it records.")
+    memory: bool = Field(False, description="Whether it notes what operators allocate and free.")
+    shapes: bool = Field(False, description="Whether it notes the shapes of operators' inputs.")
+
+
 class Webhook(Plain):
     """Where a job's events are sent, and which of them."""
 
@@ -106,6 +117,9 @@ class JobCreate(Plain):
     budget: Budget | None = Field(None, description="What the job may use up at most.")
     webhook: Hook | None = Field(
         None, description="Where its events are sent: a URL, or a URL and which events."
+    )
+    profile: Profile | None = Field(
+        None, description="Record where the time of a few steps goes; `{}` chooses them."
     )
 
 
@@ -184,6 +198,7 @@ class JobOut(BaseModel):
     priority: int = Field(description="Jobs with a higher one run first.")
     budget: Budget | None = Field(description="What it may use up at most.")
     webhook: Webhook | None = Field(None, description="Where its events are sent.")
+    profile: Profile | None = Field(None, description="Which steps are recorded, if any.")
     worker: str | None = Field(description="The worker that ran it last.")
     created_at: datetime = Field(description="When it was submitted.")
     started_at: datetime | None = Field(description="When it first ran.")
@@ -216,6 +231,7 @@ def job_out(job: Job) -> JobOut:
         priority=job.priority,
         budget=Budget(minutes=job.budget_seconds / 60) if job.budget_seconds else None,
         webhook=job.webhook,
+        profile=job.profile,
         worker=job.worker_id,
         created_at=job.created_at,
         started_at=job.started_at,

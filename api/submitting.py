@@ -50,6 +50,7 @@ def submit(
         queue=chosen_queue(session, asked.resources.queue),
         budget_seconds=asked.budget.minutes * 60 if asked.budget else None,
         webhook=chosen_webhook(asked.webhook, private=webhook_private),
+        profile=asked.profile.model_dump() if asked.profile else None,
     )
 
 
@@ -176,4 +177,5 @@ def _again(
         model_name=job.model_name,
         max_attempts=job.max_attempts,
         webhook=job.webhook,
+        profile=job.profile,
     )

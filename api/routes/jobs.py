@@ -122,7 +122,7 @@ def update_job(principal: Train, session: Writing, job_id: str, body: JobUpdate)
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job", responses=documented(404, 409))
 def delete_job(principal: Train, session: Writing, job_id: str) -> None:
-    """Forgets a job that has ended, with its metrics, logs and checkpoints; its model stays."""
+    """Forgets a job that has ended, with its metrics, logs, checkpoints and artifacts; its model stays."""
     jobs.delete(session, principal.project_id, job_id)
 
 
