@@ -77,7 +77,7 @@ class Cache:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove what trainers were writing when they were killed, here and in `worker.checkpoints`."""
+    """Remove what trainers were writing when they were killed, here, in `checkpoints` and `profiles`."""
     for path in folder.glob(".*"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:

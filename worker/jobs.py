@@ -19,6 +19,7 @@ from worker.desk import Desk, settle, sit_down
 from worker.failures import explain
 from worker.loop import Plan, Split, State, fit, judge, plan_of
 from worker.outages import Unreachable, disk_is_full, persist
+from worker.profiles import profiled
 from worker.report import Report
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
@@ -90,7 +91,8 @@ def train(desk: Desk) -> None:
             Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
         ):
             report.say(opening(ready, desk.device))
-            ended = follow(ready, desk, report, kept)
+            with profiled(desk, report, ready.trained.learner, ready.start.state, ready.plan):
+                ended = follow(ready, desk, report, kept)
     except (RuntimeError, MemoryError) as error:
         smaller = in_smaller_pieces(ready) if ran_out(error) else None
         if smaller is None:
