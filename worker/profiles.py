@@ -146,11 +146,9 @@ class Recording:
                 return
             profiler.prepare_trace()
             try:
-                try:
-                    for _ in range(warm, before):
-                        yield
-                finally:  # what is prepared must be started to be stopped
-                    profiler.start_trace()
+                for _ in range(warm, before):
+                    yield
+                profiler.start_trace()
                 while recorded < self._window.steps:
                     yield
                     recorded += 1

@@ -315,6 +315,7 @@ def test_a_run_that_ends_while_the_profiler_warms_up_ends_as_any_other(
     job = submit(small_shop, window(6, 2))
     small_shop.train(job, Orders("drain", after=3))
     assert small_shop.last(job).step == 4
+    assert "no profile: this run ends before step 6" in said(small_shop, job)
     small_shop.train(job)
     assert learned(small_shop, job) == alone
     assert kept(small_shop, job) == {}
