@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.options import Option
+from models.parts.precision import Precision, autocast
 from models.parts.training import Training, Transfer
 
 PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
@@ -48,6 +49,8 @@ class Learner(nn.Module):
 
     micro_batches = 1
     """Pieces a batch is cut into to save memory; gradients are summed, the result is the same."""
+    precision: Precision = "float32"
+    """What `loss` computes in."""
     accumulates: ClassVar[bool] = True
     """Whether `micro_batches` means anything to it."""
 
@@ -68,7 +71,7 @@ class Learner(nn.Module):
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
         self.training_plan, self.transfer, self.steps = training, transfer, steps
-        self.micro_batches = training.micro_batches
+        self.micro_batches, self.precision = training.micro_batches, training.precision
         self.optimizers = {"main": training.optimizer.build(self.parameter_groups())}
         for group in self.optimizers["main"].param_groups:
             group["full_lr"] = group["lr"]
@@ -160,7 +163,9 @@ class Supervised(Learner):
         return outputs
 
     def loss(self, batch: Batch) -> Tensor:
-        loss: Tensor = self.criterion(self(*batch.inputs), *batch.targets)
+        with autocast(self.precision, batch.inputs[0].device):
+            outputs = self(*batch.inputs)
+        loss: Tensor = self.criterion(outputs.float(), *batch.targets)
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:

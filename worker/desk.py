@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from models.parts.precision import choose_kernels
 from store import checkpoints, jobs
 from store.columns import Object
 from store.session import Database, connect
@@ -89,11 +90,9 @@ def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> 
 
 
 def settle(assignment: Assignment) -> None:
-    """Have torch use the slot's cores, and compute the same bits whenever it is asked the same."""
+    """Have torch use the slot's cores, and be able to compute the same bits whenever it is asked the same."""
     torch.set_num_threads(assignment.threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    choose_kernels("float32", deterministic=True)  # until the job's own choice is known
     if assignment.device != "cpu":
         torch.cuda.set_device(assignment.device)

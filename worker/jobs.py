@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.parts.memory import ran_out
+from models.parts.precision import choose_kernels
 from store.errors import Fenced
 from tasks.catalog import Spec, read_spec
 from tasks.parts.problems import Invalid, Problem
@@ -130,6 +131,7 @@ def prepare(desk: Desk) -> Ready:
         for name, frame in examples.items()
     }
 
+    choose_kernels(spec.training.precision, deterministic=spec.training.deterministic)
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
     if base is not None:

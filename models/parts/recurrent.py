@@ -26,11 +26,23 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Sequences (B, T, D) and lengths (B,) to states (B, T, width)."""
-        states: Tensor = self.forwards(x)[0]
+        states = read(self.forwards, x)
         if self.backwards is None:
             return states
-        back = reverse(self.backwards(reverse(x, lengths))[0], lengths)
+        back = reverse(read(self.backwards, reverse(x, lengths)), lengths)
         return torch.cat([states, back], -1)
+
+
+def read(cells: nn.RNNBase, x: Tensor) -> Tensor:
+    """Sequences (B, T, D) to states (B, T, width)."""
+    states: Tensor
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # Many processors have no LSTM in half the bits.
+        with torch.autocast("cpu", enabled=False):
+            states = cells(x.float())[0]
+    else:
+        states = cells(x)[0]
+    return states
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:

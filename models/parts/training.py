@@ -6,6 +6,7 @@ from pydantic import Field
 
 from models.parts.optimizers import Optimizer
 from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.precision import Precision
 from models.parts.schedules import Schedule
 
 
@@ -40,6 +41,17 @@ class Training(Plain):
         le=65_536,
         description="Pieces each batch is cut into to save memory; gradients are accumulated over them. "
         "A training that runs out of memory doubles it by itself.",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="What the network computes in while it learns: `bfloat16` where that is fast, `tf32` for "
+        "float32 that GPUs multiply with fewer bits, or `float32`. `auto` is bfloat16 on GPUs made for it, and "
+        "float32 elsewhere. Weights are float32 in any case.",
+    )
+    deterministic: bool = Field(
+        True,
+        description="Same request, same weights, bit for bit. `false` lets a GPU use whatever is fastest: "
+        "a training that is paused or killed then ends with weights as good, but not the same.",
     )
     optimizer: Auto[OneOf[Optimizer]] = Field(AUTO, description="How gradients change the weights.")
     schedule: Auto[OneOf[Schedule]] = Field(
