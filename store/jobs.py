@@ -278,12 +278,13 @@ def record(
     *,
     points: Iterable[curves.Point] = (),
     progress: Object | None = None,
-    lines: Iterable[tuple[str, str]] = (),
+    lines: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write metrics, how far it is, and log lines (level, text). Raises Fenced."""
     job = fence(session, job_id, lease_epoch)
     curves.add(session, job_id, points)
-    logs.append(session, job, lines)
+    if lines:
+        logs.append(session, job, lines)
     if progress is not None:
         job.progress = progress
 

@@ -299,16 +299,15 @@ class JobArtifact(Row):
     created_at: Mapped[datetime]
 
 
-class Metric(Row):
-    """The numbers of one step, such as {"train/loss": 0.3, "validation/accuracy": 0.9}."""
+class MetricBlock(Row):
+    """Consecutive points of a metric such as train/loss, packed as `store.metrics` says."""
 
-    __tablename__ = "metrics"
+    __tablename__ = "metric_blocks"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    epoch: Mapped[int]
-    at: Mapped[datetime]
-    values: Mapped[Object]
+    name: Mapped[str] = mapped_column(primary_key=True)
+    first_step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    points: Mapped[bytes]
 
 
 class Checkpoint(Row):

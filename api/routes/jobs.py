@@ -214,5 +214,8 @@ def get_metrics(
 
 
 def _columns(curve: list[tuple[int, int, float]]) -> Curve:
-    steps, epochs, values = zip(*curve, strict=True) if curve else ((), (), ())
-    return Curve(steps=list(steps), epochs=list(epochs), values=list(values))
+    return Curve(
+        steps=[step for step, _, _ in curve],
+        epochs=[epoch for _, epoch, _ in curve],
+        values=[value for _, _, value in curve],
+    )

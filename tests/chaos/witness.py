@@ -21,7 +21,7 @@ BEGIN
     WHERE job.id = of_job;
     RETURN NULL;
 END $$;
-CREATE TRIGGER witness AFTER INSERT OR UPDATE ON metrics
+CREATE TRIGGER witness AFTER INSERT OR UPDATE ON metric_blocks
     FOR EACH ROW EXECUTE FUNCTION witness('job_id');
 CREATE TRIGGER witness AFTER INSERT ON checkpoints
     FOR EACH ROW EXECUTE FUNCTION witness('job_id');
@@ -33,7 +33,7 @@ _STALE = """
 SELECT trainer.job_id, trainer.lease_epoch, other.lease_epoch, count(*), array_agg(DISTINCT other.wrote)
 FROM (
     SELECT backend, since, min(job_id) AS job_id, min(lease_epoch) AS lease_epoch
-    FROM witness WHERE wrote IN ('metrics', 'checkpoints') GROUP BY backend, since
+    FROM witness WHERE wrote IN ('metric_blocks', 'checkpoints') GROUP BY backend, since
 ) trainer
 JOIN witness other USING (backend, since)
 WHERE (other.job_id, other.lease_epoch) <> (trainer.job_id, trainer.lease_epoch)

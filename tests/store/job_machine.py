@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, event, select
 
-from store import jobs, workers
+from store import jobs, metrics, workers
 from store.errors import Conflict, Fenced, NotFound
 from store.session import Database
-from store.tables import TERMINAL, Checkpoint, Job, JobEvent, JobLog, Metric, Model, Worker
+from store.tables import TERMINAL, Checkpoint, Job, JobEvent, JobLog, MetricBlock, Model, Worker
 from store.workers import SEEN_WITHIN_SECONDS
 from tests.store.world import LONG_AGO, TTL, Clock, World
 
@@ -596,7 +596,13 @@ class JobMachine(RuleBasedStateMachine):
         with self.world.database.transaction(read_only=True) as session:
             found = {
                 table: session.execute(select(table.__table__)).mappings().all()
-                for table in (Job, Checkpoint, Metric)
+                for table in (Job, Checkpoint)
+            }
+            measured = set(session.scalars(select(MetricBlock.job_id)))
+            points = {
+                (job_id, step): value
+                for job_id in measured
+                for step, _, value in metrics.curve(session, job_id)["lease"]
             }
             lines = session.execute(select(JobLog.job_id, JobLog.line).order_by(JobLog.seq)).all()
         rows = {row["id"]: dict(row) for row in found[Job]}
@@ -614,7 +620,6 @@ class JobMachine(RuleBasedStateMachine):
         assert {row["id"]: {name: row[name] for name in SAVED} for row in found[Checkpoint]} == {
             id: asdict(saved) for id, saved in self.saved.items()
         }
-        points = {(row["job_id"], row["step"]): row["values"]["lease"] for row in found[Metric]}
         assert points == {
             (job.id, step): epoch for job in self.present() for step, epoch in job.points.items()
         }

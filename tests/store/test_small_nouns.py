@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,7 +16,7 @@ from store import datasets, ids, jobs, keys, metrics, projects, replies, session
 from store.columns import storable
 from store.errors import Conflict, NotFound
 from store.session import Database, connect, keeps_wal_whole, now
-from store.tables import ApiKey, Job, Reply, Worker
+from store.tables import ApiKey, Job, MetricBlock, Reply, Worker
 from tests.conftest import opened
 from tests.store.world import World
 
@@ -164,6 +164,40 @@ def test_steps_that_will_be_made_again_are_forgotten(world: World) -> None:
     job = curve_of(world, 20)
     world.act(metrics.truncate, job.id, 9)
     assert [step for step, _, _ in world.act(metrics.curve, job.id)["train/loss"]] == [*range(10)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_curves_hold_what_was_written_last_in_whatever_order(
+    world: World, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Blocks that are full, that are begun, that others lie between; steps that are made again."""
+    monkeypatch.setattr(metrics, "BLOCK_POINTS", 4)
+    draw, job = random.Random(seed), world.start()
+    expected: dict[str, dict[int, tuple[int, int, float]]] = {"a": {}, "b": {}}
+    for _ in range(40):
+        first = draw.randint(0, 40)
+        if draw.random() < 0.25:
+            world.act(metrics.truncate, job.id, first)
+            for name in expected:
+                expected[name] = {n: p for n, p in expected[name].items() if n <= first}
+        else:
+            name, steps = draw.choice("ab"), range(first, first + draw.choice([1, 3, 4, 9]))
+            written = {step: (step, step // 10, draw.random()) for step in steps}
+            points = [(step, epoch, {name: value}) for step, epoch, value in written.values()]
+            world.holder(jobs.record, job, points=points)
+            expected[name] |= written
+        curves = {name: [found[n] for n in sorted(found)] for name, found in expected.items()}
+        assert world.act(metrics.curve, job.id) == {n: c for n, c in curves.items() if c}
+
+
+def test_a_long_curve_lies_in_few_rows(world: World) -> None:
+    job = world.start()
+    for first in range(0, 5_000, 125):
+        points = [(n, 0, {"loss": 1.0}) for n in range(first, first + 125)]
+        world.holder(jobs.record, job, points=points)
+    with world.database.transaction(read_only=True) as session:
+        rows = session.execute(select(func.count()).select_from(MetricBlock)).scalar_one()
+    assert rows == 5
 
 
 # Workers
