@@ -33,6 +33,11 @@ class StoreSettings(BaseSettings):
         """Whether wake-ups can be sent to workers in other processes."""
         return not self.broker_url.startswith("memory:")
 
+    @property
+    def doorbell(self) -> Path:
+        """Where an API without a broker rings for the worker of this machine."""
+        return self.data_dir / "doorbell"
+
 
 Settings = TypeVar("Settings", bound=StoreSettings)
 

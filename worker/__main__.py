@@ -13,7 +13,7 @@ from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from store.session import Database, connect
-from worker import app, devices, runs
+from worker import app, devices, doorbell, runs
 from worker.reconciler import Reconciler
 from worker.settings import WorkerSettings, read_settings
 from worker.supervisor import Supervisor
@@ -54,6 +54,9 @@ def serve(settings: WorkerSettings, database: Database, found: list[devices.Devi
 
     worker_shutting_down.connect(stop)
     failed = _end_with_any_thread()
+    if not settings.has_broker:
+        answering = (settings.doorbell,)
+        Thread(target=doorbell.answer, args=answering, name="doorbell", daemon=True).start()
     reconciler = Reconciler(settings, database)
     Thread(target=reconciler.run, args=(stopping,), name="reconciler", daemon=True).start()
     for supervisor in supervisors:

@@ -262,6 +262,21 @@ def test_a_broker_that_is_away_holds_nobody_up(caplog: pytest.LogCaptureFixture)
     bell.close()
 
 
+def test_without_a_broker_the_bell_rings_on_this_machine(tmp_path: Path) -> None:
+    settings = ApiSettings(data_dir=tmp_path)
+    bell = Bell(settings)
+    bell.ring("cpu")  # nobody has a bell there
+    os.mkfifo(settings.doorbell)
+    bell.ring("cpu")  # nobody listens
+    pipe = os.open(settings.doorbell, os.O_RDONLY | os.O_NONBLOCK)
+    bell.ring("cpu")
+    assert len(os.read(pipe, 100)) == 1
+    for _ in range(70_000):  # more than the pipe holds
+        bell.ring("cpu")
+    os.close(pipe)
+    bell.close()
+
+
 def _eventually(true: Callable[[], bool], seconds: float = 10) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
