@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,42 @@ from store import migrate
 
 
 @contextmanager
-def service() -> Iterator[Client]:
-    """API and worker on the embedded default; ends, with all it stored, at the end."""
-    key = f"my_{secrets.token_urlsafe(32)}"
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="modelyard-bench-") as folder:
-        port = free_port()
-        command = [sys.executable, "-m", "cli.main", "up", "--data", folder, "--port", str(port)]
-        process = subprocess.Popen(command, env={**os.environ, "MODELYARD_ADMIN_KEY": key})
+def service(**settings: str) -> Iterator[Client]:
+    """API and worker, on the embedded default unless `settings` say otherwise, such as BROKER_URL.
+
+    Ends, with all it stored in its folder, at the end.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="modelyard-bench-") as folder,
+        _serving(["up", "--data", folder], settings) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def web_side(folder: Path, database_url: str) -> Iterator[Client]:
+    """The API alone in a process of its own, on a new database."""
+    folder.mkdir(exist_ok=True)
+    migrate.upgrade(database_url)
+    settings = {"DATA_DIR": str(folder), "DATABASE_URL": database_url}
+    with _serving(["api"], settings) as client:
+        yield client
+
+
+@contextmanager
+def _serving(command: list[str], settings: Mapping[str, str]) -> Iterator[Client]:
+    """A command of `modelyard` that listens, until the end."""
+    key, port = f"my_{secrets.token_urlsafe(32)}", free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *command, "--port", str(port)],
+        env={
+            **os.environ,
+            **{f"MODELYARD_{name}": value for name, value in settings.items()},
+            "MODELYARD_ADMIN_KEY": key,
+        },
+        stdout=subprocess.DEVNULL,  # where every request is told of
+    )
+    with ExitStack() as stack:
         try:
             url = f"http://127.0.0.1:{port}"
             if not ready(url, lambda: process.poll() is None):
@@ -100,6 +129,12 @@ def redis(folder: Path) -> Iterator[list[str]]:
     finally:
         process.kill()
         process.wait()
+
+
+def has(python: str, *modules: str) -> bool:
+    """Whether that interpreter can import all of these."""
+    look = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))"
+    return subprocess.run([python, "-c", look, *modules], check=False).returncode == 0
 
 
 def _packaged_valkey() -> str | None:
