@@ -29,7 +29,7 @@ from celery import Celery
 from bench._service import has, postgres, redis, service
 from cli.client import Client
 
-ROWS, STEPS, JOBS, SLOW_JOBS, BURSTS, BURST_JOBS = 250, 20, 100, 4, 2, 20
+ROWS, STEPS, JOBS, SLOW_JOBS, BURSTS, BURST_JOBS = 250, 20, 100, 4, 2, 10
 WAIT_SECONDS, LOOK_SECONDS = 120.0, 0.02
 MLP = {"name": "mlp", "layers": 1, "width": 16}
 
@@ -88,15 +88,14 @@ def _measure(sides: dict[str, Side], jobs: int) -> dict[str, dict[str, float]]:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         _one(side)  # what is slow the first time is another matter
-    for turn in range(BURSTS):
+    for turn in range(jobs):
         for name, side in sides.items():
-            here = min(jobs, side.jobs or jobs)
-            for _ in range(here * turn // BURSTS, here * (turn + 1) // BURSTS):
-                time.sleep(
-                    random.uniform(0.0, 0.25)
-                )  # whoever looks now and then looks at any time
+            if turn * (side.jobs or jobs) % jobs < (side.jobs or jobs):
+                # Whoever looks for jobs now and then is met at any time between two looks.
+                time.sleep(random.uniform(0.0, 0.1))
                 times = _one(side)
                 starts[name].append(times.first_step - times.sent)
+    for _ in range(BURSTS):
         for name, side in sides.items():
             sent = [side.send() for _ in range(min(BURST_JOBS, side.jobs or BURST_JOBS))]
             last = max(side.times(*each).ended for each in sent)
