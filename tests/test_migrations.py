@@ -103,7 +103,7 @@ def test_curves_survive_both_forms_of_their_table(
             points.append((5, 0, {"loss": float("nan")}))
             world.holder(jobs.record, job, points=points)
         before = [world.act(metrics.curve, job.id) for job in trained]
-    migrate.downgrade(empty_url, "0002")
+    migrate.downgrade(empty_url, "0003")
     with opened(empty_url) as database, database.transaction() as session:
         rows = session.execute(text('SELECT step, epoch, "values" FROM metrics')).all()
         assert len(rows) == 2 * 2_010
