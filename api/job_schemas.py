@@ -37,7 +37,13 @@ def model_name_of(text: str) -> str:
 class Resources(Plain):
     """What the job runs on."""
 
-    devices: Literal[1] = Field(1, description="How many devices.")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="How many devices of one worker learn from each batch together: GPUs, or on the CPU "
+        "processes that share a job's threads.",
+    )
     queue: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="Which workers may take it; auto prefers a GPU if any worker has one."
     )
@@ -195,6 +201,7 @@ class JobOut(BaseModel):
     error: FailureOut | None = Field(description="Why it failed.")
     attempts: int = Field(description="Times it was tried since it last made progress.")
     queue: str = Field(description="The queue it is in.")
+    devices: int = Field(description="How many devices it trains on.")
     priority: int = Field(description="Jobs with a higher one run first.")
     budget: Budget | None = Field(description="What it may use up at most.")
     webhook: Webhook | None = Field(None, description="Where its events are sent.")
@@ -228,6 +235,7 @@ def job_out(job: Job) -> JobOut:
         error=job.error,
         attempts=job.attempt,
         queue=job.queue,
+        devices=job.devices,
         priority=job.priority,
         budget=Budget(minutes=job.budget_seconds / 60) if job.budget_seconds else None,
         webhook=job.webhook,

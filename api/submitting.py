@@ -15,6 +15,7 @@ from store.models import Resolved
 from store.tables import Dataset, Job
 from tasks.base import Facts
 from tasks.catalog import Spec, read_spec, resolve
+from tasks.parts.problems import Invalid, Problem
 
 
 def submit(
@@ -34,6 +35,7 @@ def submit(
         raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
     base = models.resolve(session, project_id, asked.base) if asked.base is not None else None
     spec = _resolve(dataset, asked, base)
+    _check_devices(asked.resources.devices, spec)
     return jobs.create(
         session,
         project_id,
@@ -48,6 +50,7 @@ def submit(
         parent_id=parent_id,
         priority=asked.priority,
         queue=chosen_queue(session, asked.resources.queue),
+        devices=asked.resources.devices,
         budget_seconds=asked.budget.minutes * 60 if asked.budget else None,
         webhook=chosen_webhook(asked.webhook, private=webhook_private),
         profile=asked.profile.model_dump() if asked.profile else None,
@@ -126,6 +129,14 @@ def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
     return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
 
 
+def _check_devices(asked: int, spec: Spec) -> None:
+    """Raises Invalid for several devices and an architecture that learns on one."""
+    architecture = spec.task.architecture
+    if asked > 1 and not architecture.spreads:
+        message = f"{architecture.name} cannot learn on several devices"
+        raise Invalid(Problem(("resources", "devices"), message, asked, 1))
+
+
 def chosen_queue(session: Session, asked: str) -> str:
     """The queue asked for; instead of "auto" the GPUs' one when any worker alive serves it."""
     if asked != "auto":
@@ -173,6 +184,7 @@ def _again(
         resume_checkpoint_id=resume_checkpoint_id,
         priority=job.priority,
         queue=job.queue,
+        devices=job.devices,
         budget_seconds=job.budget_seconds,
         model_name=job.model_name,
         max_attempts=job.max_attempts,

@@ -1,7 +1,7 @@
 """The contracts of what learns: batches, learners, backbones, architectures and their families."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -53,6 +53,9 @@ class Learner(nn.Module):
     """What `loss` computes in."""
     accumulates: ClassVar[bool] = True
     """Whether `micro_batches` means anything to it."""
+    together: Callable[[Batch], Tensor] | None = None
+    """Where several devices learn from each batch: how this one's share of it becomes the gradients of
+    all of it, and a share () of its loss. Alone, `_accumulate` is what makes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +65,10 @@ class Learner(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss () over the examples of a batch."""
         raise NotImplementedError
+
+    def weight(self, batch: Batch) -> Tensor | int:
+        """How much a batch counts beside others: the number, or total weight (), that `loss` divides by."""
+        return len(batch)
 
     def predict(self, *inputs: Tensor) -> Tensor:
         """Outputs (B, ...) that the codec turns into predictions."""
@@ -90,7 +97,7 @@ class Learner(nn.Module):
         factor = plan.schedule.factor(step, self.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
-        total = self._accumulate(batch)
+        total = (self.together or self._accumulate)(batch)
         if plan.clipping.value is not None:
             nn.utils.clip_grad_value_(self.parameters(), plan.clipping.value)
         if plan.clipping.norm is not None:
@@ -105,9 +112,9 @@ class Learner(nn.Module):
             loss = self.loss(batch)
             loss.backward()
             return loss.detach()
-        total = torch.zeros((), device=batch.inputs[0].device)
+        total, whole = torch.zeros((), device=batch.inputs[0].device), self.weight(batch)
         for part in batch.split(self.micro_batches):
-            loss = self.loss(part) * (len(part) / len(batch))
+            loss = self.loss(part) * (self.weight(part) / whole)
             loss.backward()
             total += loss.detach()
         return total
@@ -168,6 +175,10 @@ class Supervised(Learner):
         loss: Tensor = self.criterion(outputs.float(), *batch.targets)
         return loss
 
+    def weight(self, batch: Batch) -> Tensor | int:
+        weights = self.criterion.weight if isinstance(self.criterion, nn.CrossEntropyLoss) else None
+        return len(batch) if weights is None else weights[batch.targets[0]].sum()
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.transfer is None:
             return super().parameter_groups()
@@ -216,6 +227,8 @@ class Architecture(Option):
 
     has_backbone: ClassVar[bool] = True
     """Whether a later training can take over what this one learned."""
+    spreads: ClassVar[bool] = True
+    """Whether it can learn on several devices: its learner follows gradients, and by `Learner.train_step`."""
 
     def defaults(self, examples: int) -> dict[str, Any]:
         """Values for the "auto" fields of `Training` that suit this architecture and so many examples."""

@@ -36,6 +36,7 @@ class RandomForest(TableLearner):
     """Many decision trees, each grown on its own sample of the rows (Breiman, 2001)."""
 
     has_backbone = False
+    spreads = False
 
     name: Literal["random-forest"] = "random-forest"
     trees: int = Field(100, ge=1, le=10_000, description="How many trees are grown.")

@@ -45,6 +45,7 @@ def create(
     parent_id: str | None = None,
     resume_checkpoint_id: str | None = None,
     priority: int = 0,
+    devices: int = 1,
     budget_seconds: float | None = None,
     model_name: str | None = None,
     max_attempts: int = 3,
@@ -78,6 +79,7 @@ def create(
         status="queued",
         priority=priority,
         queue=queue,
+        devices=devices,
         budget_seconds=budget_seconds,
         attempt=0,
         max_attempts=max_attempts,
@@ -237,9 +239,19 @@ def delete(session: Session, project_id: str, job_id: str) -> None:
 
 
 def claim(
-    session: Session, owner: str, served: Sequence[str], ttl: float, worker_id: str
+    session: Session,
+    owner: str,
+    served: Sequence[str],
+    ttl: float,
+    worker_id: str,
+    *,
+    free: int = 1,
+    devices: int = 1,
 ) -> Job | None:
     """Take the best ready job of the queues `served`: highest priority, then oldest; None if there is none.
+
+    Jobs that need more than `devices` are for other workers. One that needs more than are `free` by now
+    is waited for: nothing is taken before it, or else it might never find enough of them free.
 
     `owner` is a new name for every claim: one that is repeated because the reply to COMMIT was lost
     gets the job it already has. The lease ends after `ttl` seconds unless it is renewed.
@@ -247,16 +259,16 @@ def claim(
     mine = select(Job).where(Job.lease_owner == owner, Job.status == "running")
     job = session.scalars(mine).one_or_none()
     if job is None:
-        query = select(Job).where(queues.ready(now(session), served))
+        query = select(Job).where(queues.ready(now(session), served, devices))
         query = query.order_by(*queues.BEST_FIRST).limit(1)
         job = session.scalars(
             query.with_for_update(skip_locked=True), execution_options={"populate_existing": True}
         ).one_or_none()
-        if job is not None:
-            _take(session, job, owner, worker_id)
-    if job is not None:
-        job.lease_until = now(session) + timedelta(seconds=ttl)
-        session.flush()
+        if job is None or job.devices > free:
+            return None
+        _take(session, job, owner, worker_id)
+    job.lease_until = now(session) + timedelta(seconds=ttl)
+    session.flush()
     return job
 
 

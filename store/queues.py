@@ -23,10 +23,14 @@ class Depth(TypedDict):
 
 
 def ready(
-    moment: datetime | ColumnElement[datetime], queues: Sequence[str] | None = None
+    moment: datetime | ColumnElement[datetime],
+    queues: Sequence[str] | None = None,
+    devices: int | None = None,
 ) -> ColumnElement[bool]:
-    """Jobs that could start at `moment`, of `queues` or of any."""
+    """Jobs that could start at `moment`, of `queues` or of any, on at most so many devices."""
     condition = (Job.status == "queued") & (Job.available_at <= moment)
+    if devices is not None:
+        condition &= Job.devices <= devices
     return condition if queues is None else condition & Job.queue.in_(queues)
 
 
@@ -36,9 +40,10 @@ def ready_count(session: Session, queues: Sequence[str] | None = None) -> int:
     return session.execute(query).scalar_one()
 
 
-def any_ready(session: Session, queues: Sequence[str]) -> bool:
+def any_ready(session: Session, queues: Sequence[str], devices: int = 1) -> bool:
     """Whether a job of `queues` could start now; cheap, since idle workers ask all the time."""
-    return session.execute(select(exists().where(ready(clock(session), queues)))).scalar_one()
+    found = exists().where(ready(clock(session), queues, devices))
+    return session.execute(select(found)).scalar_one()
 
 
 def depths(session: Session) -> dict[str, Depth]:
@@ -56,14 +61,19 @@ def waiting(session: Session, job: Job) -> str:
     seconds = (job.available_at - now(session)).total_seconds()
     if seconds > 0:
         return f"retry in {seconds:.0f} s"
-    if not workers.open_for(session, job.queue):
+    serving = workers.open_for(session, job.queue)
+    if not serving:
         return f"no worker serves queue {job.queue}"
+    if all(worker.devices < job.devices for worker in serving):
+        return f"no worker of queue {job.queue} has {job.devices} devices"
     for running, taker in preemptions(session).items():
         if taker.id == job.id:
             return f"{running}, which has a lower priority, is giving its device up"
     ahead = _ahead(session, job)
     if ahead:
         return f"{ahead} job{'s are' if ahead > 1 else ' is'} ahead in queue {job.queue}"
+    if job.devices > 1:
+        return f"next in queue {job.queue}: starts when a worker has {job.devices} devices free"
     if workers.free_slots(session, queue=job.queue):
         return "starting now"
     return f"next in queue {job.queue}: every worker is busy"
@@ -71,7 +81,7 @@ def waiting(session: Session, job: Job) -> str:
 
 def is_preempted(session: Session, job: Job) -> bool:
     """Whether a running job is to give its device up; cheap while nothing ready has a higher priority."""
-    outranked = exists().where(ready(clock(session)), Job.priority > job.priority)
+    outranked = exists().where(ready(clock(session), devices=1), Job.priority > job.priority)
     return session.execute(select(outranked)).scalar_one() and job.id in preemptions(session)
 
 
@@ -80,6 +90,8 @@ def preemptions(session: Session) -> dict[str, Job]:
 
     Ready jobs, the best first, take what is free or soon will be. One that finds nothing takes the
     device of a job with a lower priority: the lowest, and among equals the one submitted last.
+
+    A job of several devices gives up all of them, but takes nobody's: it waits until enough are free.
     """
     serving = [w for w in workers.open_for(session, None) if w.status != "draining"]
     kept: dict[str, list[Job]] = {worker.id: [] for worker in serving}
@@ -96,7 +108,7 @@ def preemptions(session: Session) -> dict[str, Job]:
     served = {queue for worker in serving for queue in worker.queues}
     first: list[Job] = []
     for queue in served:
-        best = select(Job).where(ready(now(session), [queue])).order_by(*BEST_FIRST)
+        best = select(Job).where(ready(now(session), [queue], 1)).order_by(*BEST_FIRST)
         places = sum(max(w.slots, len(kept[w.id])) for w in serving if queue in w.queues)
         first += session.scalars(best.limit(places))
     given: dict[str, Job] = {}

@@ -185,6 +185,8 @@ class Job(Row):
     desired: Mapped[str | None]
     priority: Mapped[int]
     queue: Mapped[str]
+    devices: Mapped[int] = mapped_column(server_default="1")
+    """How many it trains on, all of one worker process."""
     budget_seconds: Mapped[float | None]
     attempt: Mapped[int]
     max_attempts: Mapped[int]
@@ -395,6 +397,9 @@ class Worker(Row):
     memory_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
     queues: Mapped[list[Any]]
     slots: Mapped[int]
+    """Jobs it runs at the same time; none while its device is lent to another one's job."""
+    devices: Mapped[int] = mapped_column(server_default="1")
+    """The most that one job can have here, those of the same process's other workers among them."""
     busy_job_id: Mapped[str | None]
     status: Mapped[str]
     started_at: Mapped[datetime]

@@ -45,7 +45,20 @@ def serve(settings: WorkerSettings, database: Database, found: list[devices.Devi
     stopping = Event()
     threads = settings.threads or max(1, devices.cores() // len(found))
     queues = settings.queues or _queues(found)
-    supervisors = [Supervisor(settings, database, d, queues, threads, stopping) for d in found]
+    gpus = devices.Pool([d.name for d in found if d.name != devices.CPU])
+    supervisors = [
+        Supervisor(
+            settings,
+            database,
+            device,
+            # On the CPU, what a job can have several of are the threads of its slot.
+            gpus if device.name != devices.CPU else devices.Pool([devices.CPU] * threads),
+            queues,
+            threads,
+            stopping,
+        )
+        for device in found
+    ]
     app.bells[:] = [supervisor.bell for supervisor in supervisors]
 
     def stop(**_: Any) -> None:

@@ -159,6 +159,12 @@ def newest(database: Database, job: Job) -> Checkpoint | None:
         return found
 
 
+def last(database: Database, job: Job) -> Checkpoint | None:
+    """The job's last checkpoint, where rank 0 goes on."""
+    with database.transaction(read_only=True) as session:
+        return checkpoints.last(session, job.id)
+
+
 def _adopt(session: Session, job: Job, first: Checkpoint) -> Checkpoint:
     """Make another job's checkpoint this job's own, and its best one too: it is what there is to beat."""
     best = checkpoints.best(session, first.job_id) if first.job_id else None

@@ -14,6 +14,7 @@ from store.session import Database, connect
 from store.tables import Checkpoint, Job
 from tasks.trained import Trained
 from worker.cache import Cache
+from worker.group import ALONE, Group
 from worker.materials import Materials
 from worker.outages import persist
 from worker.settings import WorkerSettings
@@ -29,6 +30,7 @@ class Desk(NamedTuple):
     settings: WorkerSettings
     device: str
     inbox: Inbox
+    group: Group
 
     @property
     def base(self) -> Trained | None:
@@ -72,7 +74,9 @@ class Desk(NamedTuple):
 
 
 @contextmanager
-def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Iterator[Desk]:
+def sit_down(
+    assignment: Assignment, settings: WorkerSettings, inbox: Inbox, group: Group = ALONE
+) -> Iterator[Desk]:
     """Where the run is done. Raises Fenced when somebody else has the job, and Unreachable."""
     database = connect(settings.database)
 
@@ -83,7 +87,7 @@ def sit_down(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> 
     cache = Cache(settings.cache_dir, settings.training_cache_bytes)
     materials = Materials(database, cache)
     try:
-        yield Desk(persist(hold), database, materials, settings, assignment.device, inbox)
+        yield Desk(persist(hold), database, materials, settings, assignment.device, inbox, group)
     finally:
         cache.close()
         database.dispose()

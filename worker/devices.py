@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import pynvml
@@ -20,6 +21,52 @@ class Device(NamedTuple):
     """As torch calls it: "cpu", "cuda:0"."""
     model: str
     memory_bytes: int
+
+
+class Pool:
+    """Devices of a worker process that one job can have together, and which job has each of them now.
+
+    Whoever claims a job takes as many as it needs, and lends its own to the job of another meanwhile.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.size = len(names)
+        self.claiming = Lock()
+        """Held from counting what is free until it is taken."""
+        self._names = tuple(names)
+        self._jobs: list[str | None] = [None] * self.size
+        self._bells: list[Event] = []
+
+    def join(self, bell: Event) -> int:
+        """The place of the next device's supervisor; its `bell` rings when devices change hands."""
+        self._bells.append(bell)
+        return len(self._bells) - 1
+
+    def job(self, place: int) -> str | None:
+        """The job that has the device at `place`."""
+        return self._jobs[place]
+
+    def free(self) -> int:
+        """How many devices nobody uses."""
+        return self._jobs.count(None)
+
+    def take(self, place: int, number: int, job_id: str) -> tuple[str, ...]:
+        """Give the device at `place` and so many more in all to a job; their names."""
+        idle = [other for other in range(self.size) if self._jobs[other] is None and other != place]
+        taken = [place, *idle[: number - 1]]
+        for each in taken:
+            self._jobs[each] = job_id
+        self._ring()
+        return tuple(self._names[each] for each in taken)
+
+    def give_back(self, job_id: str) -> None:
+        """A job has ended that had some of them."""
+        self._jobs = [None if job == job_id else job for job in self._jobs]
+        self._ring()
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.set()
 
 
 def find(asked: str, slots: int) -> list[Device]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from models.parts.memory import ran_out
 from models.parts.precision import choose_kernels
 from store.errors import Fenced
+from store.tables import Checkpoint
 from tasks.catalog import Spec, read_spec
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
@@ -18,7 +19,8 @@ from worker import checkpoints
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, settle, sit_down
 from worker.failures import explain
-from worker.loop import Plan, Split, State, fit, judge, plan_of
+from worker.group import ALONE, Group, lost_peer
+from worker.loop import Diverged, Plan, Progress, Split, State, fit, judge, plan_of
 from worker.outages import Unreachable, disk_is_full, persist
 from worker.profiles import profiled
 from worker.report import Report
@@ -39,12 +41,17 @@ class Told(Exception):
         self.command = command
 
 
-def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Exit:
-    """Do a job. How it went stands in its row, unless the row is not to be had any more."""
+def run(
+    assignment: Assignment, settings: WorkerSettings, inbox: Inbox, group: Group = ALONE
+) -> Exit:
+    """Do a job. How it went stands in its row, unless the row is not to be had any more.
+
+    Of the processes of a `group`, rank 0 does it, and the others help. Raises what says that one is gone.
+    """
     settle(assignment)
     try:
-        with sit_down(assignment, settings, inbox) as desk:
-            tell(desk)
+        with sit_down(assignment, settings, inbox, group) as desk:
+            tell(desk) if group.rank == 0 else accompany(desk)
     except Fenced:
         return Exit.FENCED
     except Unreachable as error:
@@ -59,7 +66,10 @@ def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> Exit:
 
 
 def tell(desk: Desk) -> None:
-    """Do the job, and say why if it fails. Raises Fenced, Unreachable, and what says that the disk is full."""
+    """Do the job, and say why if it fails.
+
+    Raises Fenced, Unreachable, and what says that the disk is full or another process of the group gone.
+    """
     try:
         train(desk) if desk.job.kind == "train" else evaluate(desk)
     except (Fenced, *Unreachable):
@@ -67,7 +77,7 @@ def tell(desk: Desk) -> None:
     except Told as told:
         leave(desk, told.command)
     except Exception as error:
-        if disk_is_full(error):
+        if disk_is_full(error) or lost_peer(error):
             raise
         log.info("%s failed", desk.job.id, exc_info=error)
         desk.finish("failed", error=explain(error))
@@ -85,17 +95,18 @@ def leave(desk: Desk, command: Command) -> None:
 
 def train(desk: Desk) -> None:
     """From a data set to a version of a model."""
-    ready = prepare(desk)
+    ready = prepare(desk, checkpoints.newest(desk.database, desk.job))
     try:
+        desk.group.meet()
         with (
             Report(desk.database, desk.job, ready.start.state.step) as report,
             Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
         ):
-            report.say(opening(ready, desk.device))
+            report.say(opening(ready, desk))
             with profiled(desk, report, ready.trained.learner, ready.start.state, ready.plan):
                 ended = follow(ready, desk, report, kept)
     except (RuntimeError, MemoryError) as error:
-        smaller = in_smaller_pieces(ready) if ran_out(error) else None
+        smaller = in_smaller_pieces(ready, desk.group.size) if ran_out(error) else None
         if smaller is None:
             raise
         go_on_with(smaller, desk)
@@ -103,6 +114,22 @@ def train(desk: Desk) -> None:
         if ended not in (None, "stop"):
             raise Told(ended)
         publish(ready, desk)
+
+
+def accompany(desk: Desk) -> None:
+    """Train beside rank 0, which alone judges, tells, keeps, and says when it is over."""
+    # What there is to fetch and to encode is in this machine's cache then.
+    desk.group.meet()
+    ready = prepare(desk, checkpoints.last(desk.database, desk.job))
+    try:
+        for _ in progress(ready, desk):
+            pass
+    except Diverged:
+        log.debug("rank 0 has found out as well")
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            desk.group.ran_out()
+        raise
 
 
 class Ready(NamedTuple):
@@ -115,11 +142,10 @@ class Ready(NamedTuple):
     start: Position
 
 
-def prepare(desk: Desk) -> Ready:
-    """Read, encode, build, and go to where the job's last run was. Raises Invalid and NotTransferable."""
+def prepare(desk: Desk, checkpoint: Checkpoint | None) -> Ready:
+    """Read, encode, build, and go to where the checkpoint was taken. Raises Invalid and NotTransferable."""
     job, materials, spec = desk.job, desk.materials, read_spec(desk.job.spec)
     dataset, files = materials.dataset(job.dataset_id or "")
-    checkpoint = checkpoints.newest(desk.database, job)
     base = None if checkpoint else desk.base
     examples = {name: materials.examples(blob) for name, blob in files.items()}
     if checkpoint is not None:
@@ -151,12 +177,11 @@ def prepare(desk: Desk) -> Ready:
 def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Command | None:
     """Train, tell and keep what comes of it; the command that ended it early, if one did."""
     learner, at = ready.trained.learner, ready.start
-    train, validation = ready.splits["train"], ready.splits["validation"]
     began, ended = time.monotonic() - at.seconds, None
-    for progress in fit(ready.trained, train, validation, ready.spec.training, state=at.state):
-        at = Position(progress.state, time.monotonic() - began)
-        report.add(progress)
-        if progress.is_best:
+    for news in progress(ready, desk):
+        at = Position(news.state, time.monotonic() - began)
+        report.add(news)
+        if news.is_best:
             kept.hold_best(learner, at)
         ended = asked(desk, at, report)
         if ended is not None:
@@ -167,12 +192,19 @@ def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Comma
     if ended == "cancel" or at is ready.start:
         return ended
     if ended == "stop" and at.state.best is None:  # before the first epoch was judged
-        at = at._replace(state=judged(at.state, ready.trained, validation))
+        at = at._replace(state=judged(at.state, ready.trained, ready.splits["validation"]))
         kept.hold_best(learner, at)
     persist(report.write_now)
     kept.save(learner, at)
     kept.wait()
     return ended
+
+
+def progress(ready: Ready, desk: Desk) -> Iterator[Progress]:
+    """The training, as it goes."""
+    train, validation = ready.splits["train"], ready.splits["validation"]
+    training, state = ready.spec.training, ready.start.state
+    return fit(ready.trained, train, validation, training, state=state, group=desk.group)
 
 
 def asked(desk: Desk, at: Position, report: Report) -> Command | None:
@@ -215,12 +247,12 @@ def heard(desk: Desk, work: Iterator[T]) -> Iterator[T]:
         yield piece
 
 
-def in_smaller_pieces(ready: Ready) -> Spec | None:
+def in_smaller_pieces(ready: Ready, devices: int) -> Spec | None:
     """The same training with batches in twice as many pieces; None when that cannot save memory."""
     training, learner = ready.spec.training, ready.trained.learner
     pieces = 2 * training.micro_batches
     largest = min(int(training.batch_size), ready.splits["train"].columns.examples)
-    if not learner.accumulates or pieces > largest:
+    if not learner.accumulates or pieces > -(-largest // devices):
         return None
     smaller = training.model_copy(update={"micro_batches": pieces})
     return ready.spec.model_copy(update={"training": smaller})
@@ -255,13 +287,14 @@ def evaluate(desk: Desk) -> None:
     desk.finish("succeeded", result=result, metrics={split: metrics})
 
 
-def opening(ready: Ready, device: str) -> str:
+def opening(ready: Ready, desk: Desk) -> str:
     """Such as "training lstm on 8000 examples, 10 epochs of 250 steps, on cpu"."""
     state, plan = ready.start.state, ready.plan
     begin = f"going on at step {state.step} with" if state.step else "training"
     pieces = ready.spec.training.micro_batches
     cut = f", each batch in {pieces} pieces" if pieces > 1 else ""
+    others = f" and {desk.group.size - 1} beside it" if desk.group.size > 1 else ""
     return (
         f"{begin} {ready.spec.task.architecture.name} on {ready.splits['train'].columns.examples} "
-        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}, on {device}"
+        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}, on {desk.device}{others}"
     )

@@ -16,6 +16,7 @@ from models.parts.training import Training
 from tasks.base import Metrics
 from tasks.parts.columns import Columns
 from tasks.trained import Trained
+from worker.group import ALONE, Group, Points
 
 CURVE_POINTS_PER_EPOCH = 50
 
@@ -66,7 +67,7 @@ class Progress:
 
     state: State
     plan: Plan
-    points: list[tuple[int, int, Metrics]] = field(default_factory=list)
+    points: Points = field(default_factory=list)
     """(step, epoch, values): the learning curves' new points; an epoch's last step has two."""
     is_best: bool = False
     """Whether an epoch has just ended that is better than all before."""
@@ -80,6 +81,7 @@ def fit(
     *,
     state: State | None = None,
     interval: float = 0.5,
+    group: Group = ALONE,
 ) -> Iterator[Progress]:
     """Train, and report every `interval` seconds and after every epoch; the last report is `finished`.
 
@@ -87,7 +89,8 @@ def fit(
 
     The learner must have been started, and restored when `state` is not the beginning. What is learned
     is a function of the request and the data alone: neither reporting nor resuming changes a bit of it.
-    Raises Diverged when the loss is no longer finite.
+    The processes of a `group` take the same steps; what they report is the same, but while judging only
+    rank 0 does. Raises Diverged when the loss is no longer finite.
     """
     task, _, learner = trained
     device = trained.device
@@ -95,38 +98,41 @@ def fit(
     plan = plan_of(learner, train.columns, training)
     sample = _sample(train, len(validation.examples))
     every = max(1, plan.steps_per_epoch // CURVE_POINTS_PER_EPOCH)
-    points: list[tuple[int, int, Metrics]] = []
+    points: Points = []
     reported = time.monotonic()
 
     while not state.finished:
         epoch, step, done = state.epoch, state.step, state.step_in_epoch
         learner.enter_epoch(epoch)
+        group.enter_epoch(learner)
         batches = epoch_batches(learner, train.columns, training, epoch)
-        total = torch.tensor(state.loss_sum, dtype=torch.float64, device=device)
-        mean_loss, metrics = math.nan, None
-        judging = judge(trained, {"train": sample, "validation": validation})
-        while metrics is None:
-            if done < len(batches):
-                batch = train.columns.batch(batches[done]).to(device)
-                seed_step(training.seed, epoch, step)
-                loss = learner.train_step(batch, step)
-                total += loss
-                step, done = step + 1, done + 1
-                if done % every == 0:
-                    points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
-            else:
-                mean_loss = _finite(total.item() / max(1, len(batches)), step)
-                metrics = next(judging)
-            if metrics is None and time.monotonic() - reported > interval:
-                points = _read(points)
-                state = state.model_copy(
-                    update={"step": step, "step_in_epoch": done, "loss_sum": total.item()}
-                )
+        total = torch.tensor(
+            0.0 if group.rank else state.loss_sum, dtype=torch.float64, device=device
+        )
+        while done < len(batches):
+            batch = group.share(train.columns, batches[done]).to(device)
+            seed_step(training.seed, epoch, step, group.rank)
+            loss = learner.train_step(batch, step)
+            total += loss
+            step, done = step + 1, done + 1
+            if done % every == 0:
+                points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
+            if group.due(step, time.monotonic() - reported, interval):
+                loss_sum, points = _read(group, total, points, step, interval)
+                state = _at(state, step, done, loss_sum)
                 yield Progress(state, plan, points)
                 points, reported = [], time.monotonic()
 
-        points = _read(points)
-        metrics["train"]["loss"] = mean_loss
+        loss_sum, points = _read(group, total, points, step, interval)
+        state = _at(state, step, done, loss_sum)
+        metrics = None
+        for metrics in group.judged(judge(trained, {"train": sample, "validation": validation})):
+            if metrics is None and time.monotonic() - reported > interval:
+                yield Progress(state, plan, points)
+                points, reported = [], time.monotonic()
+
+        assert metrics is not None
+        metrics["train"]["loss"] = loss_sum / max(1, len(batches))
         decisive = task.objective.metric
         value = metrics["validation"][decisive]
         metrics["gap"] = {decisive: metrics["train"][decisive] - value}
@@ -164,9 +170,11 @@ def epoch_batches(learner: Learner, train: Columns, training: Training, epoch: i
     return list(learner.batches(train.examples, train.lengths, training.batch_size, generator))
 
 
-def seed_step(seed: int, epoch: int, step: int) -> None:
-    """Make dropout, augmentation and noise of a step a function of (seed, epoch, step)."""
+def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
+    """Make dropout, augmentation and noise of a step a function of (seed, epoch, step, rank)."""
     mixed = mix(seed, epoch, step)
+    if rank:
+        mixed = mix(mixed, rank, step)
     torch.default_generator.manual_seed(mixed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(mixed)
@@ -206,12 +214,20 @@ def judge(trained: Trained, splits: Mapping[str, Split]) -> Iterator[dict[str, M
     yield metrics
 
 
-def _read(points: list[tuple[int, int, Metrics]]) -> list[tuple[int, int, Metrics]]:
-    """Bring losses that are still on the device to the CPU, all at once and only when reporting."""
-    return [
-        (step, epoch, {name: _finite(float(value), step) for name, value in values.items()})
-        for step, epoch, values in points
-    ]
+def _read(
+    group: Group, total: Tensor, points: Points, step: int, interval: float
+) -> tuple[float, Points]:
+    """Bring losses that are still on the devices to the CPU, all at once and only when reporting."""
+    loss_sum, points = group.read(total, points, step, interval)
+    for at, _, values in points:
+        for loss in values.values():
+            _finite(loss, at)
+    return _finite(loss_sum, step), points
+
+
+def _at(state: State, step: int, done: int, loss_sum: float) -> State:
+    """The state after `step` steps, `done` of them in this epoch."""
+    return state.model_copy(update={"step": step, "step_in_epoch": done, "loss_sum": loss_sum})
 
 
 def _finite(loss: float, step: int) -> float:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe, wait
@@ -50,7 +51,10 @@ def wait_until_warm() -> None:
 class Run:
     """One run of one job in a process of its own, which is there from the start."""
 
-    def __init__(self, job: Job, device: str, threads: int, settings: WorkerSettings) -> None:
+    def __init__(
+        self, job: Job, devices: Sequence[str], threads: int, settings: WorkerSettings
+    ) -> None:
+        """It has so many `threads` on each of its `devices`."""
         self.job = job
         self.renewed = time.monotonic()
         """When the lease was last known to be ours."""
@@ -62,7 +66,7 @@ class Run:
         self._stalled = False
         self._deadline = NEVER
         self._process, self._commands = _start(
-            Assignment(job.id, job.lease_epoch, device, threads), settings
+            Assignment(job.id, job.lease_epoch, devices[0], threads, tuple(devices[1:])), settings
         )
 
     def ends_within(self, seconds: float) -> bool:
@@ -131,12 +135,19 @@ class Run:
 
 
 def _peak_bytes(pid: int | None) -> int:
-    """The most memory a process has used, where the machine tells; 0 elsewhere."""
+    """The most memory a process and those it started have used, where the machine tells; 0 elsewhere."""
+    lines = _read(f"/proc/{pid}/status").splitlines()
+    own = next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+    # Its main thread is what starts any.
+    started = _read(f"/proc/{pid}/task/{pid}/children").split()
+    return own + sum(_peak_bytes(int(child)) for child in started)
+
+
+def _read(path: str) -> str:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return Path(path).read_text()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+        return ""
 
 
 def _start(assignment: Assignment, settings: WorkerSettings) -> tuple[BaseProcess, Connection]:

@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from threading import Event, Thread
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -14,7 +15,7 @@ from store.errors import Fenced
 from store.session import Database
 from store.tables import Job
 from worker import devices
-from worker.devices import Device
+from worker.devices import CPU, Device, Pool
 from worker.outages import PATIENCE_SECONDS, Unreachable, persist
 from worker.runs import Run, wait_until_warm
 from worker.settings import WorkerSettings
@@ -29,61 +30,98 @@ GOODBYE_SECONDS = 5.0
 """How long a worker that is to stop waits for the database; the lease runs out by itself."""
 
 
+class Claimed(NamedTuple):
+    """A job, and the devices it is to have."""
+
+    job: Job
+    devices: tuple[str, ...]
+
+
 class Supervisor(Thread):
-    """Runs one job after the other on a device until it is told to stop."""
+    """Runs one job after the other on a device until it is told to stop.
+
+    A job of several devices has those of idle supervisors beside it, which rest meanwhile.
+    """
 
     def __init__(
         self,
         settings: WorkerSettings,
         database: Database,
         device: Device,
+        pool: Pool,
         queues: tuple[str, ...],
         threads: int,
         stopping: Event,
     ) -> None:
-        """It stops when `stopping` is set and its `bell` was rung; trainers use so many `threads`."""
+        """It stops when `stopping` is set and its `bell` was rung; trainers use so many `threads`.
+
+        The device is the next one of `pool`.
+        """
         super().__init__(name=f"supervisor of {device.name}", daemon=True)
         self.id = ids.new("wrk")
         self.bell = Event()
         self._settings, self._database, self._stopping = settings, database, stopping
         self._device, self._queues, self._threads = device, queues, threads
+        self._pool, self._place = pool, pool.join(self.bell)
+        self._lent_to: str | None = None
         self._next_beat = 0.0
 
     def run(self) -> None:
         wait_until_warm()
         while not self._stopping.is_set():
             try:
-                job = self._claim()
+                claimed = self._claim()
             except Unreachable as error:
                 log.warning("no jobs while the database does not answer: %s", error.orig)
                 self._stopping.wait(1.0)
                 continue
-            if job is None:
+            if claimed is None:
                 self.bell.wait(min(self._settings.poll, self._settings.heartbeat))
                 self.bell.clear()
             else:
-                self._supervise(job)
+                self._supervise(*claimed)
         self._say_goodbye()
 
-    def _claim(self) -> Job | None:
-        if time.monotonic() >= self._next_beat:
+    def _claim(self) -> Claimed | None:
+        lent_to = self._pool.job(self._place)
+        if lent_to != self._lent_to or time.monotonic() >= self._next_beat:
+            self._lent_to = lent_to
             with self._database.transaction() as session:
-                self._beat(session, "idle")
+                self._beat(session, "busy" if lent_to else "idle", lent_to)
+        if lent_to:
+            return None
         # Most looks find nothing, and reading does not stand in the way of those who write.
         with self._database.transaction(read_only=True) as session:
-            if not queues.any_ready(session, self._queues):
+            if not queues.any_ready(session, self._queues, self._pool.size):
                 return None
         owner = f"{self.id}/{ids.new('claim')}"
-        return persist(lambda: self._take(owner))
+        with self._pool.claiming:
+            free = self._pool.free()
+            if self._pool.job(self._place) is not None:
+                return None
+            job = persist(lambda: self._take(owner, free))
+            if job is None:
+                return None
+            return Claimed(job, self._pool.take(self._place, job.devices, job.id))
 
-    def _take(self, owner: str) -> Job | None:
+    def _take(self, owner: str, free: int) -> Job | None:
         with self._database.transaction() as session:
-            return jobs.claim(session, owner, self._queues, self._settings.lease, self.id)
+            return jobs.claim(
+                session,
+                owner,
+                self._queues,
+                self._settings.lease,
+                self.id,
+                free=free,
+                devices=self._pool.size,
+            )
 
-    def _supervise(self, job: Job) -> None:
+    def _supervise(self, job: Job, devices: tuple[str, ...]) -> None:
         """From claim to end of one run."""
-        log.info("%s starts on %s, attempt %d", job.id, self._device.name, job.attempt)
-        run = Run(job, self._device.name, self._threads, self._settings)
+        log.info("%s starts on %s, attempt %d", job.id, ", ".join(devices), job.attempt)
+        # On the CPU, processes share the threads of their slot.
+        shared = len(devices) if self._device.name == CPU else 1
+        run = Run(job, devices, max(1, self._threads // shared), self._settings)
         self._next_beat = 0.0
         while not run.ends_within(LOOK_SECONDS):
             if self._stopping.is_set():
@@ -91,6 +129,7 @@ class Supervisor(Thread):
             if time.monotonic() >= self._next_beat:
                 self._heartbeat(run)
         self._give_back(run)
+        self._pool.give_back(job.id)
         self._next_beat = 0.0
 
     def _heartbeat(self, run: Run) -> None:
@@ -157,7 +196,8 @@ class Supervisor(Thread):
             memory_bytes=self._device.memory_bytes,
             memory_free_bytes=devices.memory_free(self._device),
             queues=list(self._queues),
-            slots=1,
+            slots=0 if self._lent_to else 1,
+            devices=self._pool.size,
             busy_job_id=busy,
             status=status,
         )

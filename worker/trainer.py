@@ -9,14 +9,16 @@ import time
 from contextlib import suppress
 from enum import IntEnum
 from importlib import import_module
+from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from worker.settings import WorkerSettings
 
 Command = Literal["cancel", "stop", "pause", "preempt", "drain"]
+_COMMANDS: tuple[Command | None, ...] = (None, *get_args(Command))
 SIGN_SECONDS = 1.0
 """How often a trainer shows that it lives: what a stopped supervisor does not read must not fill the pipe soon."""
 _PR_SET_PDEATHSIG = 1
@@ -44,13 +46,19 @@ class Assignment(NamedTuple):
     lease_epoch: int
     device: str
     threads: int
+    others: tuple[str, ...] = ()
+    """Devices beside the first; each has a process of its own, with as many threads."""
 
 
 class Inbox:
-    """What the supervisor tells the trainer, which looks between steps."""
+    """What the supervisor tells the trainer, which looks between steps.
+
+    A process that is forked from the trainer can look as well.
+    """
 
     def __init__(self, commands: Connection) -> None:
-        self._latest: Command | None = None
+        self._latest = mmap(-1, 1)
+        """The place in `_COMMANDS` of what was told last; shared with processes forked from this one."""
         self._commands = commands
         self._seen_alive = 0.0
         Thread(target=self._listen, name="inbox", daemon=True).start()
@@ -61,12 +69,12 @@ class Inbox:
             self._seen_alive = time.monotonic()
             with suppress(OSError):
                 self._commands.send(None)
-        return self._latest
+        return _COMMANDS[self._latest[0]]
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._latest = self._commands.recv()
+                self._latest[0] = _COMMANDS.index(self._commands.recv())
         # The worker is gone, and with it the lease: nothing that is still learned could be kept.
         os._exit(Exit.FENCED)
 
@@ -74,18 +82,19 @@ class Inbox:
 def main(assignment: Assignment, settings: WorkerSettings, commands: Connection) -> None:
     """Run the job and leave with an `Exit`."""
     inbox = Inbox(commands)
-    _bind_to_parent()
-    _limit(settings, assignment)
-    # By name: the supervisor imports this module, and must not load what trains.
-    run = import_module("worker.jobs").run
-    sys.exit(run(assignment, settings, inbox))
-
-
-def _bind_to_parent() -> None:
-    """End with the process this one was forked from; hear of the worker's end by the inbox."""
+    # Hears of the worker's end by the inbox.
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+    _limit(settings, assignment)
+    # By name: the supervisor imports this module, and must not load what trains.
+    module = "worker.elastic" if assignment.others else "worker.jobs"
+    sys.exit(import_module(module).run(assignment, settings, inbox))
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with the one it was forked from."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -97,4 +106,5 @@ def _limit(settings: WorkerSettings, assignment: Assignment) -> None:
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     # A GPU's memory is mapped too, so that such a limit would be one on the GPU.
     if settings.memory_bytes and assignment.device == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_bytes,) * 2)
+        each = settings.memory_bytes // (1 + len(assignment.others))
+        resource.setrlimit(resource.RLIMIT_DATA, (each, each))

@@ -37,7 +37,10 @@ class WorkerOut(BaseModel):
     memory_bytes: int = Field(description="Memory of the device.")
     memory_free_bytes: int | None = Field(description="How much of it is free.")
     queues: list[str] = Field(description="The queues it takes jobs from.")
-    slots: int = Field(description="Jobs it runs at the same time.")
+    slots: int = Field(
+        description="Jobs it runs at the same time; 0 while its device helps with another worker's job."
+    )
+    devices: int = Field(description="The most devices that one job can have here.")
     busy_job_id: str | None = Field(description="The job it runs now.")
     status: Literal["idle", "busy", "draining"] = Field(description="What it is doing.")
     alive: bool = Field(description="Whether it was heard of in the last seconds.")

@@ -93,8 +93,8 @@ MUTANTS = [
     ),
     Mutant(
         jobs,
-        "job.lease_until = now(session) + timedelta(seconds=ttl)\n        session",
-        "job.lease_until = job.lease_until or now(session) + timedelta(seconds=ttl)\n        session",
+        "job.lease_until = now(session) + timedelta(seconds=ttl)\n    session",
+        "job.lease_until = job.lease_until or now(session) + timedelta(seconds=ttl)\n    session",
         "a repeated claim keeps the old end of the lease",
     ),
     Mutant(

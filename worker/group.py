@@ -1,0 +1,218 @@
+"""The processes that learn one model together, each on a device of its own: what they share and tell each other.
+
+All of them hold the same weights and take the same steps. Each learns from its share of a step's examples, and
+the gradients are averaged while they are made (torch's DistributedDataParallel), so that every step is the one
+that a single device would take. The first process, rank 0, judges, tells, keeps and decides; the others follow.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from mmap import mmap
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.base import Batch, Learner
+from tasks.base import Metrics
+from tasks.parts.columns import Columns
+
+T = TypeVar("T")
+Points = list[tuple[int, int, Metrics]]
+
+_GLOO = re.compile(r"gloo", re.I)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the group is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_GLOO.search(str(error)))
+
+
+class Group:
+    """A process that learns alone."""
+
+    rank = 0
+    size = 1
+
+    def meet(self) -> None:
+        """Wait for the other processes. Raises MemoryError when the memory of one of them did not suffice."""
+
+    def ran_out(self) -> None:
+        """Note that the memory of this process did not suffice, for the group that begins anew."""
+
+    def enter_epoch(self, learner: Learner) -> None:
+        """Get ready for an epoch that the learner has entered."""
+
+    def share(self, columns: Columns, index: Tensor) -> Batch:
+        """What this process learns from in a step whose examples are at `index` (B,)."""
+        return columns.batch(index)
+
+    def due(self, step: int, waited: float, interval: float) -> bool:
+        """Whether the loop is to report after `step` steps, `waited` seconds after the last time."""
+        return waited > interval
+
+    def read(
+        self, total: Tensor, points: Points, step: int, interval: float
+    ) -> tuple[float, Points]:
+        """The sum of losses `total` () and the losses of `points`, of whole batches and on the CPU."""
+        return total.item(), [
+            (step, epoch, {name: float(value) for name, value in values.items()})
+            for step, epoch, values in points
+        ]
+
+    def judged(self, judging: Iterator[T | None]) -> Iterator[T | None]:
+        """What comes of judging, for every process, at last; until then None, so that others are heard."""
+        return judging
+
+
+ALONE = Group()
+
+
+class Together(Group):
+    """One of several processes, after `torch.distributed` was set up.
+
+    How often they report is agreed on: rank 0 says at each report how many steps are left until the next.
+    What they exchange there is one small sum on the CPU; between reports there is none but the gradients'.
+    """
+
+    def __init__(self, notes: mmap) -> None:
+        """`notes` is a byte that they share with those that were here before: whether memory ran out."""
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._notes = notes
+        self._learner: Learner | None = None
+        self._spread: DistributedDataParallel | None = None
+        self._learning: list[str] = []
+        self._is_tried_out = False
+        self._whole = self._mine = 0
+        self._reports_at, self._every = 0, 1
+        self._steps, self._began = 0, 0.0
+        """Steps since the last report, and when the first of them began."""
+
+    def ran_out(self) -> None:
+        self._notes[0] = 1
+
+    def meet(self) -> None:
+        if self.rank == 0 and self._notes[0]:
+            self._notes[0] = 0
+            raise MemoryError("another device of this training ran out of memory")
+        dist.all_reduce(torch.zeros(()))
+
+    def enter_epoch(self, learner: Learner) -> None:
+        learning = [name for name, weight in learner.named_parameters() if weight.requires_grad]
+        if self._spread is None or learning != self._learning:
+            self._spread = None  # two of them would average the same gradients twice
+            # Also learners some of whose weights never get a gradient have a static graph.
+            self._spread = DistributedDataParallel(_Loss(learner), static_graph=True)
+            self._learner, self._learning, self._is_tried_out = learner, learning, False
+            learner.together = self._gradients
+
+    def share(self, columns: Columns, index: Tensor) -> Batch:
+        """The part of the examples that is this process's; one that counts nothing where it has no part."""
+        if self._steps == 0:
+            self._began = time.monotonic()
+        self._steps += 1
+        part = index.tensor_split(self.size)[self.rank]
+        self._whole, self._mine = len(index), len(part)
+        return columns.batch(part if len(part) else index[:1])
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss of all shares; returns what this share adds to it ()."""
+        assert self._learner is not None
+        assert self._spread is not None
+        learner, spread, counts = self._learner, self._spread, bool(self._mine)
+        if not self._is_tried_out:
+            self._try_out(learner, spread, batch)
+        whole: Tensor | int = learner.weight(batch) * counts
+        if isinstance(whole, Tensor):
+            dist.all_reduce(whole)
+        else:
+            whole = self._whole
+        pieces = list(batch.split(learner.micro_batches)) if learner.micro_batches > 1 else [batch]
+        total = torch.zeros((), device=batch.inputs[0].device)
+        for piece in pieces:
+            # Gradients of all pieces are exchanged at once, with the last one's.
+            with nullcontext() if piece is pieces[-1] else spread.no_sync():
+                loss = spread(piece) * (learner.weight(piece) * counts / whole)
+                # What is exchanged is averaged, and is to be summed.
+                (loss * self.size).backward()
+            total += loss.detach()
+        return total
+
+    def _try_out(self, learner: Learner, spread: DistributedDataParallel, batch: Batch) -> None:
+        """Take a step that changes nothing.
+
+        After the first one, torch rearranges the buckets in which gradients are summed. A training that
+        goes on would have a first step once more: sums of three or more numbers would be rounded otherwise.
+        """
+        kept = [(buffer, buffer.clone()) for buffer in learner.buffers()]
+        place = batch.inputs[0].device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            spread(batch).backward()
+        for buffer, value in kept:
+            buffer.copy_(value)
+        learner.zero_grad(set_to_none=True)
+        self._is_tried_out = True
+
+    def due(self, step: int, waited: float, interval: float) -> bool:
+        return step >= self._reports_at
+
+    def read(
+        self, total: Tensor, points: Points, step: int, interval: float
+    ) -> tuple[float, Points]:
+        losses = [value for _, _, values in points for value in values.values()]
+        mine = [total.double(), *(torch.as_tensor(loss).double() for loss in losses)]
+        told = torch.stack([*(loss.cpu() for loss in mine), torch.zeros(()).double()])
+        if self.rank == 0:
+            told[-1] = self._steps_until_report(interval)
+        dist.all_reduce(told)
+        summed, *read, steps = told.tolist()
+        self._reports_at, self._steps = step + int(steps), 0
+        values = iter(read)
+        return summed, [
+            (step, epoch, {name: next(values) for name in named}) for step, epoch, named in points
+        ]
+
+    def _steps_until_report(self, interval: float) -> int:
+        """As many as take `interval` seconds at the pace of the last ones; at most twice as many as before."""
+        if self._steps:
+            pace = (time.monotonic() - self._began) / self._steps
+            self._every = max(1, min(2 * self._every, round(interval / pace)))
+        return self._every
+
+    def judged(self, judging: Iterator[T | None]) -> Iterator[T | None]:
+        if self.rank:
+            yield self._hear()
+            return
+        for found in judging:
+            if found is not None:
+                self._tell(found)
+            yield found
+
+    def _tell(self, word: Any) -> None:
+        """Say something that is JSON to the others, which `_hear` it."""
+        text = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
+        dist.broadcast(torch.tensor(len(text)), 0)
+        dist.broadcast(text, 0)
+
+    def _hear(self) -> Any:
+        dist.broadcast(length := torch.tensor(0), 0)
+        dist.broadcast(text := torch.empty(int(length), dtype=torch.uint8), 0)
+        return json.loads(bytes(text.tolist()))
+
+
+class _Loss(nn.Module):
+    """A learner's loss as a module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.learner.loss(batch)
