@@ -58,7 +58,10 @@ class Call(NamedTuple):
 
 def run(assignment: Assignment, settings: WorkerSettings, inbox: Inbox) -> int:
     """Do a job in a process for each device; the status to leave with, unless rank 0 says it before."""
-    folder = Path(tempfile.mkdtemp(prefix=".ranks-", dir=settings.cache_dir))
+    prefix = f".ranks-{assignment.job_id}-"
+    for left in settings.cache_dir.glob(f"{prefix}*"):  # by a run of this job that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=settings.cache_dir))
     spoken, verdict = Pipe(duplex=False)
     call = Call(assignment, settings, inbox, folder, mmap(-1, 1), verdict, os.getpid())
     Thread(target=_obey, args=(spoken, folder), name="verdict", daemon=True).start()
@@ -114,25 +117,31 @@ def _be_a_rank(call: Call) -> None:
         sys.exit(1)
     _end_for_the_agent(call.trainer)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     devices = (call.assignment.device, *call.assignment.others)
     assignment = call.assignment._replace(device=devices[rank], others=())
+    join(call.folder / f"meeting-{restarts}", rank, size, assignment.device)
+    try:
+        status = jobs.run(assignment, call.settings, call.inbox, Together(call.notes, restarts))
+    except BaseException:
+        if not call.notes[0]:  # which says what the cause is
+            time.sleep(LINGER_SECONDS)
+        raise
+    if rank == 0 or status != Exit.DONE:
+        call.verdict.send(int(status))
+
+
+def join(file: Path, rank: int, size: int, device: str) -> None:
+    """Become one of `size` processes that meet by a file, which is not there before."""
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
     dist.init_process_group(
-        "gloo" if devices[0] == CPU else "cpu:gloo,cuda:nccl",
-        init_method=f"file://{call.folder / attempt}",
+        "gloo" if device == CPU else "cpu:gloo,cuda:nccl",
+        init_method=f"file://{file}",
         rank=rank,
         world_size=size,
         timeout=_PATIENCE,
     )
-    try:
-        status = jobs.run(assignment, call.settings, call.inbox, Together(call.notes))
-    except BaseException:
-        time.sleep(LINGER_SECONDS)
-        raise
-    if rank == 0 or status != Exit.DONE:
-        call.verdict.send(int(status))
 
 
 def _end_for_the_agent(agent: int) -> None:

@@ -40,6 +40,8 @@ class Group:
 
     rank = 0
     size = 1
+    restarts = 0
+    """How often the processes were started anew in this run, since one of them had ended."""
 
     def meet(self) -> None:
         """Wait for the other processes. Raises MemoryError when the memory of one of them did not suffice."""
@@ -82,9 +84,10 @@ class Together(Group):
     What they exchange there is one small sum on the CPU; between reports there is none but the gradients'.
     """
 
-    def __init__(self, notes: mmap) -> None:
+    def __init__(self, notes: mmap, restarts: int = 0) -> None:
         """`notes` is a byte that they share with those that were here before: whether memory ran out."""
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.restarts = restarts
         self._notes = notes
         self._learner: Learner | None = None
         self._spread: DistributedDataParallel | None = None
@@ -146,15 +149,16 @@ class Together(Group):
         return total
 
     def _try_out(self, learner: Learner, spread: DistributedDataParallel, batch: Batch) -> None:
-        """Take a step that changes nothing.
+        """Go through steps that change nothing.
 
-        After the first one, torch rearranges the buckets in which gradients are summed. A training that
-        goes on would have a first step once more: sums of three or more numbers would be rounded otherwise.
+        Torch rearranges the buckets in which gradients are summed until it has seen two steps. A training
+        that goes on would see them once more: sums of three or more numbers would be rounded otherwise.
         """
         kept = [(buffer, buffer.clone()) for buffer in learner.buffers()]
         place = batch.inputs[0].device
         with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            spread(batch).backward()
+            for _ in range(2):
+                spread(batch).backward()
         for buffer, value in kept:
             buffer.copy_(value)
         learner.zero_grad(set_to_none=True)

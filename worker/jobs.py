@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from models.parts.memory import ran_out
 from models.parts.precision import choose_kernels
 from store.errors import Fenced
-from store.tables import Checkpoint
 from tasks.catalog import Spec, read_spec
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
@@ -95,13 +94,16 @@ def leave(desk: Desk, command: Command) -> None:
 
 def train(desk: Desk) -> None:
     """From a data set to a version of a model."""
-    ready = prepare(desk, checkpoints.newest(desk.database, desk.job))
+    ready = prepare(desk)
     try:
         desk.group.meet()
         with (
             Report(desk.database, desk.job, ready.start.state.step) as report,
             Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
         ):
+            if desk.group.restarts:
+                times = f"restart {desk.group.restarts} of this run"
+                report.say(f"a process of the training ended and all begin anew: {times}")
             report.say(opening(ready, desk))
             with profiled(desk, report, ready.trained.learner, ready.start.state, ready.plan):
                 ended = follow(ready, desk, report, kept)
@@ -120,7 +122,7 @@ def accompany(desk: Desk) -> None:
     """Train beside rank 0, which alone judges, tells, keeps, and says when it is over."""
     # What there is to fetch and to encode is in this machine's cache then.
     desk.group.meet()
-    ready = prepare(desk, checkpoints.last(desk.database, desk.job))
+    ready = prepare(desk)
     try:
         for _ in progress(ready, desk):
             pass
@@ -142,10 +144,12 @@ class Ready(NamedTuple):
     start: Position
 
 
-def prepare(desk: Desk, checkpoint: Checkpoint | None) -> Ready:
-    """Read, encode, build, and go to where the checkpoint was taken. Raises Invalid and NotTransferable."""
+def prepare(desk: Desk) -> Ready:
+    """Read, encode, build, and go to where the job's last run was. Raises Invalid and NotTransferable."""
     job, materials, spec = desk.job, desk.materials, read_spec(desk.job.spec)
     dataset, files = materials.dataset(job.dataset_id or "")
+    find = checkpoints.last if desk.group.rank else checkpoints.newest
+    checkpoint = find(desk.database, job)
     base = None if checkpoint else desk.base
     examples = {name: materials.examples(blob) for name, blob in files.items()}
     if checkpoint is not None:

@@ -57,7 +57,8 @@ class Worker:
         with self.database.transaction() as session:
             jobs.load(session, job_id).priority = 1_000
         with self.database.transaction() as session:
-            job = jobs.claim(session, uuid4().hex, ["cpu", "gpu"], 60, "worker")
+            all_there_are = {"free": 64, "devices": 64}
+            job = jobs.claim(session, uuid4().hex, ["cpu", "gpu"], 60, "worker", **all_there_are)
         assert job is not None
         assert job.id == job_id
         return job

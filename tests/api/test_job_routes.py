@@ -74,6 +74,29 @@ def test_a_data_sets_name_becomes_a_models_name(
     assert submit(client, upload(file=file).json()["id"])["name"] == name
 
 
+def test_the_devices_asked_for_stay_with_the_job_and_those_made_of_it(
+    client: TestClient, dataset: str, worker: Worker
+) -> None:
+    task = {"name": TASK, "architecture": NEURAL}
+    job = submit(client, dataset, task=task, resources={"devices": 3})
+    assert job["devices"] == 3
+    assert job["waiting"] == "no worker serves queue cpu"
+    path = f"/v1/jobs/{job['id']}"
+    assert client.post(f"{path}/clone").json()["devices"] == 3
+    forest = {"task": {"architecture": {"name": "random-forest"}}}
+    (error,) = errors_of(client.post(f"{path}/clone", json=forest))
+    assert error["loc"] == ["resources", "devices"]
+    assert error["msg"].startswith("random-forest cannot learn on several devices")
+    client.post(f"{path}/cancel")
+    again = client.post(f"{path}/retry").json()
+    assert again["devices"] == 3
+    worker.succeed(again["id"])
+    longer = client.post(f"/v1/jobs/{again['id']}/extend", json={"epochs": 2}).json()
+    assert longer["devices"] == 3
+    assert worker.take(longer["id"]).devices == 3
+    assert submit(client, dataset)["devices"] == 1
+
+
 def test_auto_takes_a_gpu_when_a_worker_has_one(
     client: TestClient, dataset: str, service: Service
 ) -> None:
@@ -148,7 +171,16 @@ BAD = {
     "name like an id": ({"name": "job_1"}, ["name"], None),
     "priority out of range": ({"priority": 101}, ["priority"], "le"),
     "budget of nothing": ({"budget": {"minutes": 0}}, ["budget", "minutes"], "gt"),
-    "two devices": ({"resources": {"devices": 2}}, ["resources", "devices"], None),
+    "no device": ({"resources": {"devices": 0}}, ["resources", "devices"], "ge"),
+    "too many devices": ({"resources": {"devices": 65}}, ["resources", "devices"], "le"),
+    "a forest on two devices": (
+        {
+            "task": {"name": TASK, "architecture": {"name": "random-forest"}},
+            "resources": {"devices": 2},
+        },
+        ["resources", "devices"],
+        None,
+    ),
     "webhook that is not safe": ({"webhook": "http://x.test"}, ["webhook", "url"], "https"),
     "transfer without base": ({"transfer": {}}, ["transfer"], None),
 }

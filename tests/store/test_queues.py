@@ -1,6 +1,8 @@
 """What waits in the queues, why, and whose device it takes."""
 
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -44,6 +46,73 @@ def test_it_is_said_why_a_job_waits(world: World) -> None:
     with world.database.transaction() as session:
         jobs.claim(session, "w/1", ["cpu"], 60.0, "w")
     assert world.act(queues.waiting, second) == "next in queue cpu: every worker is busy"
+
+
+def test_it_is_said_why_a_job_of_several_devices_waits(world: World) -> None:
+    job = world.submit(devices=2)
+    serve(world, "a")
+    assert world.act(queues.waiting, job) == "no worker of queue cpu has 2 devices"
+    serve(world, "b", "gpu", devices=4)
+    assert world.act(queues.waiting, job) == "no worker of queue cpu has 2 devices"
+    serve(world, "c", devices=2)
+    assert world.act(queues.waiting, job) == (
+        "next in queue cpu: starts when a worker has 2 devices free"
+    )
+
+
+def take(world: World, free: int, devices: int) -> str | None:
+    """The id of the job that a worker gets of whose `devices` so many are free."""
+    with world.database.transaction() as session:
+        owner = f"w/{uuid4().hex}"
+        claimed = jobs.claim(session, owner, ["cpu"], 60.0, "w", free=free, devices=devices)
+    return claimed.id if claimed else None
+
+
+def test_a_job_is_taken_only_with_all_its_devices_and_nothing_is_taken_before_it(
+    world: World,
+) -> None:
+    large, small = world.submit(devices=3), world.submit()
+    assert world.act(queues.any_ready, ["cpu"], 3)
+    assert take(world, 2, 3) is None
+    assert world.job(large).status == "queued"
+    assert take(world, 3, 3) == large.id
+    assert take(world, 1, 3) == small.id
+
+
+def test_a_job_of_more_devices_than_a_worker_has_is_for_others(world: World) -> None:
+    world.submit(devices=3)
+    assert not world.act(queues.any_ready, ["cpu"], 2)
+    assert take(world, 2, 2) is None
+    small = world.submit()
+    assert take(world, 2, 2) == small.id
+
+
+def test_a_better_job_is_taken_while_one_of_several_devices_is_waited_for(world: World) -> None:
+    world.submit(devices=3)
+    urgent = world.submit(priority=1)
+    assert take(world, 1, 3) == urgent.id
+
+
+def test_a_claim_that_is_repeated_gets_its_job_whatever_is_free_by_then(world: World) -> None:
+    job = world.submit(devices=3)
+    claim = partial(jobs.claim, owner="w/1", served=["cpu"], ttl=60.0, worker_id="w")
+    for free in (3, 0):
+        claimed = world.act(lambda session, free=free: claim(session, free=free, devices=3))
+        assert claimed.id == job.id
+        assert claimed.lease_epoch == 1
+
+
+def test_a_job_of_several_devices_takes_nobodys_and_gives_up_all_of_its_own(world: World) -> None:
+    serve(world, devices=2)
+    low = run(world)
+    large = world.submit(priority=1, devices=2)
+    assert wish(world, low) is None
+    world.holder(jobs.release, low, charge=False)
+    assert take(world, 2, 2) == large.id
+    running = world.job(large)
+    serve(world, "sibling", slots=0, devices=2)
+    world.submit(priority=2)
+    assert wish(world, running) == "preempt"
 
 
 def test_ready_jobs_are_counted_by_queue(world: World) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from models.base import Learner
-from models.parts.training import Training
+from models.parts.training import Training, Transfer
 from tasks import catalog
 from tasks.base import Facts, Upload
 from tasks.trained import Trained
@@ -33,15 +33,17 @@ def course(
     content: bytes,
     architecture: dict[str, Any],
     training: dict[str, Any] | None = None,
+    transfer: Transfer | None = None,
+    **fields: Any,
 ) -> Course:
-    """A fresh training on an uploaded file, started."""
+    """A fresh training on an uploaded file, started; `fields` are the task's own."""
     kind = catalog.task_named(task)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
         checked = kind.check({"file": Upload(path, "upload")}, kind.options_type())
     facts = Facts(checked.schema, {name: frame.height for name, frame in checked.splits.items()})
-    asked = kind.model_validate({"name": task, "architecture": architecture})
+    asked = kind.model_validate({"name": task, "architecture": architecture, **fields})
     given = Training.model_validate({"epochs": 3, "batch_size": 16} | (training or {}))
     spec = catalog.resolve(task, facts, asked, given, None)
     codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
@@ -49,7 +51,7 @@ def course(
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
     learner.start(
-        spec.training, None, plan_of(learner, splits["train"].columns, spec.training).steps
+        spec.training, transfer, plan_of(learner, splits["train"].columns, spec.training).steps
     )
     return Course(
         Trained(spec.task, codec, learner), splits["train"], splits["validation"], spec.training

@@ -1,0 +1,147 @@
+"""Trainings in several real processes that learn together, without a service around them."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from itertools import count
+from mmap import mmap
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models.parts.training import Transfer
+from tasks import catalog
+from tests.toys import toy
+from tests.worker.shop import rows
+from tests.worker.trainings import Course, course
+from worker import elastic, snapshots
+from worker.group import ALONE, Group, Together
+from worker.loop import State, fit
+from worker.snapshots import Snapshot
+
+_FORKED = get_context("forkserver")
+_FORKED.set_forkserver_preload(["worker.warm"])
+
+TABLE = "tabular-classification"
+SGD = {"optimizer": {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9}}
+"""Adam makes large differences of the smallest ones, where a gradient is nearly zero."""
+QUIET = {"name": "mlp", "layers": 2, "width": 8, "dropout": 0.0, "norm": "none"}
+NOISY = {"name": "mlp", "layers": 2, "width": 8, "dropout": 0.3, "norm": "batch"}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "class weights": {"loss": {"class_weights": "balanced"}},
+    "pieces": {"training": {"micro_batches": 3}},
+    "pieces and class weights": {
+        "training": {"micro_batches": 3},
+        "loss": {"class_weights": "balanced"},
+    },
+    "clipping": {"training": {"clipping": {"norm": 0.05}}},
+    "one example a step": {"training": {"batch_size": 1, "epochs": 1}},
+    "a last batch of one": {"training": {"batch_size": 17}},
+    "gradual unfreezing": {
+        "training": {"epochs": 5},
+        "transfer": Transfer(trainable_blocks=0, unfreeze_every=1),
+    },
+    "a weight without a gradient": {},
+    "early stopping": {"training": {"epochs": 60, "early_stopping": {"patience": 2}}},
+}
+PAIRS = [
+    f"{name}/{architecture}"
+    for name, task in sorted(catalog.tasks().items())
+    for architecture, kind in sorted(catalog.architectures(catalog.family_of(task)).items())
+    if kind.spreads
+]
+
+
+def training(case: str) -> Course:
+    """A fresh one in which nothing is drawn at random and no example knows the others of its batch."""
+    if case == "noise":
+        return course(TABLE, rows(120).encode(), NOISY)
+    if case in SPECIAL:
+        options = dict(SPECIAL[case])
+        given = {**SGD, **options.pop("training", {})}
+        started = course(TABLE, uneven(), QUIET, given, **options)
+        if case == "a weight without a gradient":
+            started.trained.learner.unused = nn.Parameter(torch.ones(3))
+        return started
+    task, architecture = case.split("/")
+    fields = catalog.architectures()[architecture].model_fields
+    quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
+    if "norm" in fields:
+        quiet["norm"] = "layer"
+    own = {"augmentation": {}} if task == "image-classification" else {}
+    with TemporaryDirectory() as folder:
+        content = toy(task, Path(folder), 60)["file"].path.read_bytes()
+    return course(task, content, {"name": architecture, **quiet}, {**SGD, "epochs": 2}, **own)
+
+
+def uneven() -> bytes:
+    """Rows of which one label has more."""
+    header, *lines = rows(160).splitlines()
+    return "\n".join([header, *(s for n, s in enumerate(lines) if n % 2 or "low" in s)]).encode()
+
+
+def learn(case: str, folder: Path, group: Group = ALONE) -> None:
+    """Train to the end; the weights and what was told go to files of this rank in `folder`."""
+    given = training(case)
+    told = list(fit(*given, interval=0.0, group=group))
+    save_file(given.trained.learner.state_dict(), place(folder, case, group.rank, "weights"))
+    points = [point for report in told for point in report.points]
+    last = told[-1].state.model_dump(mode="json")
+    place(folder, case, group.rank, "told").write_text(json.dumps([last, points]))
+
+
+def place(folder: Path, case: str, rank: int, what: str) -> Path:
+    return folder / f"{case.replace('/', ' ')} {rank} {what}"
+
+
+def learn_and_go_on(case: str, folder: Path, group: Group = ALONE) -> None:
+    """Train to the end, and again from each of three moments; weights of `case`, and of "`case` N"."""
+    given, moments = training(case), list[tuple[State, Snapshot]]()
+    for report in fit(*given, interval=0.0, group=group):
+        moments.append((report.state, snapshots.take(given.trained.learner)))
+    save_file(given.trained.learner.state_dict(), place(folder, case, group.rank, "weights"))
+    # Only rank 0 reports while it judges.
+    steps = sorted({state.step for state, _ in moments})
+    for number, step in enumerate((steps[0], steps[len(steps) // 2], steps[-3])):
+        state, snapshot = next(moment for moment in moments if moment[0].step == step)
+        again, other = training(case), type(group)
+        snapshots.put_back(again.trained.learner, snapshot)
+        fellows = Together(mmap(-1, 1)) if other is Together else group
+        for _ in fit(*again, state=state, interval=0.0, group=fellows):
+            pass
+        path = place(folder, f"{case} {number}", group.rank, "weights")
+        save_file(again.trained.learner.state_dict(), path)
+
+
+def gather(
+    size: int, folder: Path, work: Callable[[str, Path, Group], None], cases: Sequence[str]
+) -> None:
+    """Have `size` processes work together on each of the cases."""
+    file = folder / f"meeting {next(_MEETINGS)}"
+    members = [
+        _FORKED.Process(target=_be, args=(rank, size, file, work, cases)) for rank in range(size)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(120)
+        member.kill()
+    assert [member.exitcode for member in members] == [0] * size
+
+
+_MEETINGS = count()
+
+
+def _be(
+    rank: int, size: int, file: Path, work: Callable[[str, Path, Group], None], cases: Sequence[str]
+) -> None:
+    torch.set_num_threads(1)
+    elastic.join(file, rank, size, "cpu")
+    for case in cases:
+        work(case, file.parent, Together(mmap(-1, 1)))
+    os._exit(0)
