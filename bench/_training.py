@@ -66,7 +66,7 @@ def _bare(job: str) -> tuple[int, list[float]]:
     learner, rank, size = trained.learner, dist.get_rank(), dist.get_world_size()
     spread, optimizer = DistributedDataParallel(_Loss(learner)), learner.optimizers["main"]
     moments = []
-    for epoch in range(training.epochs):  # type: ignore[arg-type]
+    for epoch in range(training.epochs):
         learner.train()
         for index in epoch_batches(learner, train.columns, training, epoch):
             loss = spread(train.columns.batch(index.tensor_split(size)[rank]))

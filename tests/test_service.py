@@ -14,6 +14,7 @@ import pytest
 from cli.client import Refused
 from tests.processes import ROOT, Service, embedded, production
 from tests.toys import toy
+from worker.devices import cores
 
 SMALL_CNN = {"name": "cnn", "channels": [8, 8]}
 
@@ -63,6 +64,19 @@ def test_a_data_set_becomes_a_model_that_predicts(service: Service, tmp_path: Pa
     assert evaluation["result"]["accuracy"] == pytest.approx(
         done["metrics"]["validation"]["accuracy"]
     )
+
+
+@pytest.mark.skipif(cores() < 2, reason="on the CPU, two devices are two threads of a worker")
+def test_a_job_of_two_devices_makes_a_model_that_predicts(service: Service, tmp_path: Path) -> None:
+    client = service.client
+    dataset = _upload(service, "tabular-classification", tmp_path, "flowers")
+    task = {"name": "tabular-classification", "architecture": {"name": "mlp"}}
+    asked = {"resources": {"devices": 2, "queue": "cpu"}, "training": {"epochs": 25}}
+    done = client.wait(client.submit(dataset, name="in-two", task=task, **asked)["id"])
+    assert (done["model"], done["devices"]) == ("in-two@1", 2)
+    assert done["metrics"]["validation"]["accuracy"] >= 0.8
+    first, second = client.predict("in-two", [{"length": 3.0}, {"length": 6.2}])
+    assert (first["label"], second["label"]) == ("iris", "rose")
 
 
 def test_a_model_is_the_base_of_another_with_other_classes(

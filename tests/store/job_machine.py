@@ -59,6 +59,8 @@ INDEX = st.integers(0, 30)
 QUEUE = st.sampled_from(["cpu", "gpu"])
 PRIORITY = st.integers(0, 2)
 BEAT = st.tuples(st.sampled_from(["idle", "busy", "draining", "silent", "gone"]), st.integers(1, 2))
+DEVICES = st.integers(1, 2)
+MOSTLY_ONE = st.sampled_from([1, 1, 1, 1, 2])
 
 
 def _act(name: str, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Act]:
@@ -75,9 +77,10 @@ WHATEVER = st.one_of(
         priority=PRIORITY,
         max_attempts=st.integers(1, 3),
         start=st.none() | INDEX,
+        devices=DEVICES,
     ),
     _act("a_user_wishes", which=INDEX, wish=st.sampled_from(WISHES)),
-    _act("claim", worker=WORKER),
+    _act("claim", worker=WORKER, free=DEVICES, devices=DEVICES),
     _act("beat", worker=WORKER, how=BEAT),
     _act("a_worker_writes", which=INDEX, act=st.sampled_from([*WRITES, *ENDS, AGAIN])),
     *(
@@ -103,7 +106,7 @@ WHATEVER = st.one_of(
         "devices_are_short",
         beats=st.tuples(*(st.sampled_from(["busy", "busy", "idle", "draining", "silent"]),) * 3),
         priorities=st.tuples(*(st.integers(0, 1),) * 3),
-        newcomers=st.lists(st.tuples(QUEUE, st.integers(1, 2)), min_size=1, max_size=3),
+        newcomers=st.lists(st.tuples(QUEUE, st.integers(1, 2), MOSTLY_ONE), min_size=1, max_size=3),
         ask=st.sampled_from(["", "cancel", "stop", "pause"]),
         which=INDEX,
     ),
@@ -121,6 +124,7 @@ class Expected:
     created_at: datetime
     available_at: datetime
     resume_checkpoint_id: str | None
+    devices: int = 1
     status: str = "queued"
     desired: str | None = None
     attempt: int = 0
@@ -210,7 +214,9 @@ class JobMachine(RuleBasedStateMachine):
         self.clock.move(seconds)
         self.latest = max(self.latest, self.clock.now)
 
-    def submit(self, queue: str, priority: int, max_attempts: int, start: int | None) -> None:
+    def submit(
+        self, queue: str, priority: int, max_attempts: int, start: int | None, devices: int = 1
+    ) -> None:
         """A job, which may start from a checkpoint of another."""
         if len(self.unfinished()) == MOST_JOBS:
             return
@@ -219,6 +225,7 @@ class JobMachine(RuleBasedStateMachine):
             "queue": queue,
             "priority": priority,
             "max_attempts": max_attempts,
+            "devices": devices,
             "resume_checkpoint_id": None if start is None or not known else _one(known, start),
         }
         id = self.world.submit(**given).id
@@ -229,9 +236,9 @@ class JobMachine(RuleBasedStateMachine):
         if self.present():
             self.do(wish, _one(self.present(), which))
 
-    def claim(self, worker: str) -> None:
+    def claim(self, worker: str, free: int = 2, devices: int = 2) -> None:
         self.claims += 1
-        self.take(f"{worker}/{self.claims}", worker)
+        self.take(f"{worker}/{self.claims}", worker, free, devices)
 
     def a_worker_writes(self, which: int, act: Act) -> None:
         """Under a lease given before, the newest first."""
@@ -279,7 +286,7 @@ class JobMachine(RuleBasedStateMachine):
         self,
         beats: tuple[str, ...],
         priorities: tuple[int, ...],
-        newcomers: list[tuple[str, int]],
+        newcomers: list[tuple[str, int, int]],
         ask: str,
         which: int,
     ) -> None:
@@ -291,8 +298,8 @@ class JobMachine(RuleBasedStateMachine):
                 self.claim(worker)
         for job, priority in zip(self.running(), priorities, strict=False):
             self.move(job, priority)
-        for queue, priority in newcomers:
-            self.submit(queue, priority, 3, None)
+        for queue, priority, devices in newcomers:
+            self.submit(queue, priority, 3, None, devices)
         if ask and self.running():
             self.ask(_one(self.running(), which), ask)
         self.all_renew()
@@ -379,11 +386,15 @@ class JobMachine(RuleBasedStateMachine):
         self.jump(1.0)
         self.take(lease.lease_owner, lease.worker_id)
 
-    def take(self, owner: str, worker: str) -> None:
+    def take(self, owner: str, worker: str, free: int = 2, devices: int = 2) -> None:
         mine = [job for job in self.running() if job.lease_owner == owner]
         served = [job for job in self.ready() if job.queue in SERVED[worker]]
-        job = next(iter(mine or served), None)
-        taken = self.world.act(jobs.claim, owner, SERVED[worker], TTL, worker)
+        able = [job for job in served if job.devices <= devices]
+        job = next(iter(mine or able), None)
+        if job and not mine and job.devices > free:
+            job = None
+        room = {"free": free, "devices": devices}
+        taken = self.world.act(jobs.claim, owner, SERVED[worker], TTL, worker, **room)
         assert (taken and taken.id) == (job and job.id)
         if job is None:
             return
@@ -544,6 +555,8 @@ class JobMachine(RuleBasedStateMachine):
                 places += [(name, None)] * (seen.slots - len(held))
         given = set()
         for ready in self.ready():
+            if ready.devices > 1:
+                continue
             able = [place for place in places if ready.queue in SERVED[place[0]]]
             free = [place for place in able if place[1] is None]
             lower = [job for _, job in able if job and job.priority < ready.priority]

@@ -13,7 +13,7 @@ from store.session import Database
 from tests.store.job_machine import live_through
 from tests.store.world import Clock, World
 
-SEEDS = range(6)
+SEEDS = range(8)
 """Any others would do; the same ones every time, so that a mutant that was noticed stays noticed."""
 
 
@@ -85,6 +85,36 @@ MUTANTS = [
     # Claim
     Mutant(jobs, "job.lease_epoch += 1", "job.lease_epoch += 0", "claim raises no token"),
     Mutant(jobs, "job.attempt += 1", "job.attempt += 0", "claim counts no attempt"),
+    Mutant(
+        jobs,
+        "job is None or job.devices > free",
+        "job is None",
+        "claim takes a job with fewer devices than it needs",
+    ),
+    Mutant(
+        jobs,
+        "queues.ready(now(session), served, devices)",
+        "queues.ready(now(session), served)",
+        "claim waits for devices that there never will be",
+    ),
+    Mutant(
+        jobs,
+        "queues.ready(now(session), served, devices)",
+        "queues.ready(now(session), served, free)",
+        "claim lets a job pass that waits for devices",
+    ),
+    Mutant(
+        queues,
+        "condition &= Job.devices <= devices",
+        "condition &= Job.devices < devices",
+        "all devices of a worker are too few for a job",
+    ),
+    Mutant(
+        queues,
+        "ready(now(session), [queue], 1)",
+        "ready(now(session), [queue])",
+        "a job of several devices preempts",
+    ),
     Mutant(
         jobs,
         "select(Job).where(Job.lease_owner == owner,",

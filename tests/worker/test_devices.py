@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -149,6 +150,16 @@ def test_a_job_of_higher_priority_takes_all_devices_of_one(yard: Yard) -> None:
     assert all(gone(pid) for pid in [agent, *ranks])
     yard.shop.act(jobs.cancel, yard.shop.project, low.id)
     yard.becomes(low, "cancelled")
+
+
+def test_the_processes_of_a_job_listen_on_the_loopback_interface_alone(yard: Yard) -> None:
+    job, agent, ranks = yard.running(HOURS)
+    found = [c for pid in [agent, *ranks] for c in psutil.Process(pid).net_connections()]
+    addresses = {connection.laddr.ip for connection in found if connection.laddr}
+    assert addresses, "they are connected"
+    assert addresses <= {"127.0.0.1", "::1"}
+    yard.shop.act(jobs.cancel, yard.shop.project, job.id)
+    yard.becomes(job, "cancelled")
 
 
 def test_a_cancel_ends_every_process(yard: Yard) -> None:
