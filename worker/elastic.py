@@ -105,7 +105,8 @@ def _obey(spoken: Connection, folder: Path) -> None:
 def _die_alike(status: int) -> int:
     """Leave as a rank did whose death could not be mended, by the same signal if it was one."""
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        if status != -signal.SIGKILL:  # whose effect cannot be changed
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 
