@@ -47,6 +47,7 @@ class Workload(ABC):
 
     name: ClassVar[str]
     batch_size: ClassVar[int]
+    examples: int
     task: ClassVar[dict[str, Any]]
     suffix: ClassVar[str]
     """Of the upload's file name."""
@@ -54,6 +55,14 @@ class Workload(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder / self.name
         self.upload = self.folder / f"upload{self.suffix}"
+
+    def of(self, examples: int, folder: Path) -> "Workload":
+        """The same kind of data, so many of it, as an upload in `folder`."""
+        other = type(self)(folder)
+        other.examples = examples
+        other.folder.mkdir(parents=True)
+        other.write()
+        return other
 
     @abstractmethod
     def write(self) -> None:
@@ -181,7 +190,6 @@ class Rows(Workload):
 class _Images(Workload):
     """Coloured squares, moved and mirrored at random."""
 
-    examples: ClassVar[int]
     side: ClassVar[int]
     encoding: ClassVar[str]
     suffix = ".zip"

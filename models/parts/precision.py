@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Precision = Literal["device", "float32", "tf32", "bfloat16"]
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -20,7 +20,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 @cache
 def _halves(precision: Precision, device_type: str) -> bool:
-    if precision == "auto":
+    if precision == "device":
         return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"
 

@@ -43,9 +43,9 @@ class Training(Plain):
         "A training that runs out of memory doubles it by itself.",
     )
     precision: Precision = Field(
-        "auto",
-        description="What the network computes in while it learns: `bfloat16` where that is fast, `tf32` for "
-        "float32 that GPUs multiply with fewer bits, or `float32`. `auto` is bfloat16 on GPUs made for it, and "
+        "device",
+        description="What the network computes in while it learns: `bfloat16`, `tf32` (float32 that GPUs "
+        "multiply with fewer bits), `float32`, or what suits the `device`: bfloat16 on GPUs made for it, and "
         "float32 elsewhere. Weights are float32 in any case.",
     )
     deterministic: bool = Field(
