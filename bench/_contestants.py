@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from bench._workloads import LEARNING_RATE, WORKLOADS, Workload
 from tasks.trained import Trained
 from worker.loop import fit, plan_of
+from worker.trainer import keep_memory
 
 EPOCHS = 1_000
 """More than are ever asked for: a contestant trains until its process is ended."""
@@ -62,6 +63,7 @@ def bare(workload: Workload, gate: Gate) -> None:
 
 def modelyard(workload: Workload, gate: Gate) -> None:
     """The service's own loop on the service's own network."""
+    keep_memory()
     spec, codec, train, few = workload.prepared()
     torch.manual_seed(0)
     learner = spec.task.build(codec)

@@ -286,11 +286,11 @@ class Thumbnails(_Images):
 
 
 class Photographs(Thumbnails):
-    """1,000 JPEGs of 128 x 128 pixels, which loaders decode in every epoch."""
+    """500 JPEGs of 128 x 128 pixels, which loaders decode in every epoch."""
 
     name = "jpeg"
     batch_size = 64
-    examples, side, encoding = 1_000, 128, "jpeg"
+    examples, side, encoding = 500, 128, "jpeg"
     task: ClassVar[dict[str, Any]] = {**Thumbnails.task, "image_size": side}
 
     @cached_property
