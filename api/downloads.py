@@ -1,15 +1,29 @@
 """Downloads of stored bytes: whole or a range of them, and none at all for who has them already."""
 
 import re
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
+from api.errors import documented
 from store import blobs
 from store.session import Database
 
+Responses = dict[int | str, dict[str, Any]]
+
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
+
+
+def documented_file(media_type: str) -> Responses:
+    """The responses of a route that answers with `download`, or with a problem where there is nothing."""
+    return {
+        200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}},
+        206: {"description": "The range asked for"},
+        304: {"description": "Not modified"},
+        **documented(404, 416),
+    }
 
 
 def download(

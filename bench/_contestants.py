@@ -178,7 +178,7 @@ def skorch(workload: Workload, gate: Gate) -> None:
 
 
 def keras(workload: Workload, gate: Gate) -> None:
-    """Keras trains its own layers; torch modules are wrapped, and rows come from one array."""
+    """Keras trains its own layers: the network is wrapped as one."""
     import keras  # type: ignore[import-not-found]
     from keras.layers import TorchModuleWrapper  # type: ignore[import-not-found]
 

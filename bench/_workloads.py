@@ -308,6 +308,11 @@ class _Texts(Workload):
     examples = 8_000
     batch_size = 64
     suffix = ".jsonl"
+    read_as: ClassVar[dict[str, Any]] = {
+        "name": "text-classification",
+        "tokenizer": {"name": "words"},
+        "max_length": LONGEST,
+    }
 
     def write(self) -> None:
         draw = np.random.default_rng(3)
@@ -372,7 +377,7 @@ class LSTMTexts(_Texts):
 
     name = "lstm"
     task: ClassVar[dict[str, Any]] = {
-        "name": "text-classification",
+        **_Texts.read_as,
         "architecture": {
             "name": "lstm",
             "embedding": 64,
@@ -381,8 +386,6 @@ class LSTMTexts(_Texts):
             "pooling": "mean",
             "dropout": 0,
         },
-        "tokenizer": {"name": "words"},
-        "max_length": LONGEST,
     }
 
     class Network(_MeanState):
@@ -403,7 +406,7 @@ class TransformerTexts(_Texts):
 
     name = "transformer"
     task: ClassVar[dict[str, Any]] = {
-        "name": "text-classification",
+        **_Texts.read_as,
         "architecture": {
             "name": "transformer",
             "width": 64,
@@ -413,8 +416,6 @@ class TransformerTexts(_Texts):
             "dropout": 0,
             "pooling": "mean",
         },
-        "tokenizer": {"name": "words"},
-        "max_length": LONGEST,
     }
 
     class Network(_MeanState):

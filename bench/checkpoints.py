@@ -16,8 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import worker.jobs
-from bench._service import in_process, submit
-from cli.digits import digits, image_folder
+from bench._service import digits_upload, in_process, submit
 from models.base import Learner
 from store import blobs, checkpoints, jobs
 from store.session import connect
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     result = {}
     print(f"{'job':8}{'checkpoints':>12}{'MiB each':>10}{'accounted':>12}{'measured':>11}", end="")
     print(f"{'by default every':>18}{'overhead':>10}", flush=True)
-    for name, task, write in (("digits", DIGITS, _digits), ("text", TEXTS, _texts)):
+    for name, task, write in (("digits", DIGITS, digits_upload), ("text", TEXTS, _texts)):
         with tempfile.TemporaryDirectory() as folder:
             row = result[name] = _measure(Path(folder), task, write, arguments.pairs)
         print(
@@ -180,11 +179,6 @@ def _measure(
         "interval": interval,
         "overhead": measured / interval,
     }
-
-
-def _digits(folder: Path) -> Path:
-    train, _ = digits()
-    return image_folder(folder / "digits.zip", train.images, map(str, train.digits))
 
 
 def _texts(folder: Path) -> Path:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import _training
+from bench import _distributed
 
 MODES = ("alone", "together", "bare")
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     result = {}
     print(f"{'examples/s':10}{'1 process':>12}{'together':>12}{'bare DDP':>12}", end="")
     print(f"{'together / 1':>14}{'together / bare':>17}", flush=True)
-    for job in _training.JOBS:
+    for job in _distributed.JOBS:
         rounds = [_round(job, arguments.devices) for _ in range(arguments.rounds)]
         median = {mode: statistics.median(each[mode] for each in rounds) for mode in MODES}
         gain = statistics.median(each["together"] / each["alone"] for each in rounds)
@@ -51,7 +51,7 @@ def _pace(job: str, mode: str, devices: int) -> float:
     threads = devices if mode == "alone" else 1
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told.json"
-        command = [*([] if mode == "alone" else torchrun), "-m", "bench._training"]
+        command = [*([] if mode == "alone" else torchrun), "-m", "bench._distributed"]
         subprocess.run(
             [sys.executable, *command, job, mode, str(threads), str(told)],
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"},

@@ -11,7 +11,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 
 import httpx2
 
-from bench._service import has, postgres, web_side
+from bench._service import add_peers, has, postgres, web_side
 from cli.client import Client
 from cli.processes import free_port
 from store import jobs
@@ -35,12 +34,7 @@ START_SECONDS = 120.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns to write, and to read")
-    parser.add_argument(
-        "--peers",
-        metavar="PYTHON",
-        default=sys.executable,
-        help="the interpreter of an environment with mlflow, which needs not be this one",
-    )
+    add_peers(parser, "mlflow")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from celery import Celery
 
-from bench._service import has, postgres, redis, service
+from bench._service import add_peers, has, postgres, redis, service
 from cli.client import Client
 
 ROWS, STEPS, JOBS, SLOW_JOBS, BURSTS, BURST_JOBS = 250, 20, 100, 4, 2, 10
@@ -36,12 +36,7 @@ MLP = {"name": "mlp", "layers": 1, "width": 16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=JOBS, help="jobs sent one by one to each side")
-    parser.add_argument(
-        "--peers",
-        metavar="PYTHON",
-        default=sys.executable,
-        help="the interpreter of an environment with rq and torch, which needs not be this one",
-    )
+    add_peers(parser, "rq and torch")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Together(Group):
         if self._spread is None or learning != self._learning:
             self._spread = None  # two of them would average the same gradients twice
             # Also learners some of whose weights never get a gradient have a static graph.
-            self._spread = DistributedDataParallel(_Loss(learner), static_graph=True)
+            self._spread = DistributedDataParallel(Loss(learner), static_graph=True)
             self._learner, self._learning, self._is_tried_out = learner, learning, False
             learner.together = self._gradients
 
@@ -211,7 +211,7 @@ class Together(Group):
         return json.loads(bytes(text.tolist()))
 
 
-class _Loss(nn.Module):
+class Loss(nn.Module):
     """A learner's loss as a module, which is what DistributedDataParallel takes."""
 
     def __init__(self, learner: Learner) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth import Train
 from api.dependencies import CurrentDatabase, Reading
-from api.downloads import download
+from api.downloads import documented_file, download
 from api.errors import documented
 from api.schemas import After, Limit, PageOut, page_out
 from store import artifacts, jobs
@@ -46,20 +46,12 @@ def list_artifacts(
     return page_out(page, ArtifactOut.model_validate)
 
 
-_FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
-    206: {"description": "The range asked for"},
-    304: {"description": "Not modified"},
-    **documented(404, 416),
-}
-
-
 @router.head("/{job_id}/artifacts/{name}", include_in_schema=False)
 @router.get(
     "/{job_id}/artifacts/{name}",
     response_class=Response,
     summary="Download an artifact",
-    responses=_FILE,
+    responses=documented_file("*/*"),
 )
 def get_artifact(
     request: Request, principal: Train, database: CurrentDatabase, job_id: str, name: str

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.auth import Principal, Train
 from api.dependencies import CurrentDatabase, Reading
-from api.downloads import download
+from api.downloads import documented_file, download
 from api.errors import documented
 from api.schemas import PageOut
 from store import blobs, checkpoints, jobs
@@ -47,22 +47,12 @@ def list_checkpoints(principal: Train, session: Reading, job_id: str) -> Any:
     return {"data": [_out(row, blobs.size(session, row.weights_blob)) for row in rows]}
 
 
-_WEIGHTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    },
-    206: {"description": "The range asked for"},
-    304: {"description": "Not modified"},
-    **documented(404, 416),
-}
-
-
 @router.head("/{job_id}/checkpoints/{checkpoint_id}/weights", include_in_schema=False)
 @router.get(
     "/{job_id}/checkpoints/{checkpoint_id}/weights",
     response_class=Response,
     summary="Weights of a checkpoint",
-    responses=_WEIGHTS,
+    responses=documented_file("application/octet-stream"),
 )
 def get_checkpoint_weights(
     request: Request,

@@ -1,7 +1,9 @@
 """A database with data sets and jobs on them, and trainers that run in the test's own process."""
 
 import random
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +22,7 @@ from store.tables import Checkpoint, Dataset, Job
 from tasks import catalog
 from tasks.base import Facts, Task, Upload
 from tasks.catalog import Spec
+from tests.conftest import opened
 from worker.loop import fit
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
@@ -211,3 +214,11 @@ def texts(count: int = 200, seed: int = 0) -> str:
         words.insert(draw.randrange(len(words)), draw.choice(good if place % 2 else bad))
         lines.append(f"{' '.join(words)},{'good' if place % 2 else 'bad'}")
     return "\n".join(lines)
+
+
+@contextmanager
+def shop_in(folder: Path, template: Path) -> Iterator[Shop]:
+    """A shop on a copy of a migrated SQLite database, for all tests of a module."""
+    url = f"sqlite:///{shutil.copy(template, folder / 'store.sqlite')}"
+    with opened(url) as database:
+        yield Shop(database, url, folder)

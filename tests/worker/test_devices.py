@@ -22,9 +22,8 @@ import worker.supervisor
 from models.base import Batch, Learner
 from store import jobs, queues, workers
 from store.tables import Job, JobLog
-from tests.conftest import opened
 from tests.worker.crew import Worker, children, gone, until
-from tests.worker.shop import Shop, rows
+from tests.worker.shop import Shop, rows, shop_in
 from tests.worker.test_supervisor import TABLE, events_of
 from worker import elastic, trainer
 from worker.devices import Device, Pool
@@ -82,11 +81,8 @@ class Yard:
 
 @pytest.fixture(scope="module")
 def yard(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    folder = tmp_path_factory.mktemp("yard")
-    url = f"sqlite:///{folder / 'store.sqlite'}"
-    (folder / "store.sqlite").write_bytes(_sqlite_template.read_bytes())
-    with opened(url) as database:
-        yard = Yard(Shop(database, url, folder))
+    with shop_in(tmp_path_factory.mktemp("yard"), _sqlite_template) as shop:
+        yard = Yard(shop)
         try:
             yield yard
         finally:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -20,9 +19,8 @@ from models.base import Batch
 from store import artifacts, blobs, checkpoints, events, jobs, logs
 from store.errors import NotFound
 from store.tables import Job, JobArtifact, JobEvent
-from tests.conftest import opened
 from tests.worker.mortal import Death, run
-from tests.worker.shop import Crash, Orders, Shop, rows
+from tests.worker.shop import Crash, Orders, Shop, rows, shop_in
 from worker.profiles import TABLE, TRACE
 from worker.trainer import Exit
 
@@ -96,10 +94,7 @@ def learned(shop: Shop, job: Job) -> Learned:
 @pytest.fixture(scope="module")
 def alone(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     """What a training without a profile learns."""
-    folder = tmp_path_factory.mktemp("alone")
-    url = f"sqlite:///{shutil.copy(_sqlite_template, folder / 'store.sqlite')}"
-    with opened(url) as database:
-        shop = Shop(database, url, folder)
+    with shop_in(tmp_path_factory.mktemp("alone"), _sqlite_template) as shop:
         job = submit(shop, None)
         shop.train(job)
         assert kept(shop, job) == {}

@@ -16,9 +16,8 @@ from sqlalchemy.orm import Session
 from store import events, jobs, metrics, workers
 from store.session import Database
 from store.tables import Dataset, Job
-from tests.conftest import opened
 from tests.worker.crew import Worker, children, gone, until
-from tests.worker.shop import Shop, rows
+from tests.worker.shop import Shop, rows, shop_in
 
 TABLE = "tabular-classification"
 SMALL = {"name": "mlp", "layers": 1, "width": 16, "dropout": 0.2}
@@ -82,11 +81,8 @@ def events_of(session: Session, job_id: str, type: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def crew(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    folder = tmp_path_factory.mktemp("crew")
-    url = f"sqlite:///{folder / 'store.sqlite'}"
-    (folder / "store.sqlite").write_bytes(_sqlite_template.read_bytes())
-    with opened(url) as database:
-        crew = Crew(Shop(database, url, folder))
+    with shop_in(tmp_path_factory.mktemp("crew"), _sqlite_template) as shop:
+        crew = Crew(shop)
         try:
             yield crew
         finally:

@@ -1,4 +1,4 @@
-"""One training for `bench.devices`: `python -m bench._training JOB MODE THREADS FILE`, by torchrun if of several."""
+"""One training for `bench.devices`: `python -m bench._distributed JOB MODE THREADS FILE`, by torchrun if of several."""
 
 import json
 import os
@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cli.digits import digits, image_folder
-from models.base import Batch, Learner
+from bench._service import digits_upload
 from models.parts.training import Training
 from tasks import catalog
 from tasks.base import Facts, Upload
 from tasks.trained import Trained
-from worker.group import ALONE, Together
+from worker.group import ALONE, Loss, Together
 from worker.loop import Split, epoch_batches, fit, part, plan_of
 
 JUDGED = 16
@@ -64,7 +62,7 @@ def _bare(job: str) -> tuple[int, list[float]]:
     """As short as can be, and as fast."""
     trained, train, _, training = _prepared(job)
     learner, rank, size = trained.learner, dist.get_rank(), dist.get_world_size()
-    spread, optimizer = DistributedDataParallel(_Loss(learner)), learner.optimizers["main"]
+    spread, optimizer = DistributedDataParallel(Loss(learner)), learner.optimizers["main"]
     moments = []
     for epoch in range(training.epochs):
         learner.train()
@@ -75,15 +73,6 @@ def _bare(job: str) -> tuple[int, list[float]]:
             optimizer.zero_grad(set_to_none=True)
         moments.append(time.monotonic())
     return train.columns.examples, moments
-
-
-class _Loss(nn.Module):
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.learner.loss(batch)
 
 
 def _prepared(job: str) -> tuple[Trained, Split, Split, Training]:
@@ -105,11 +94,6 @@ def _prepared(job: str) -> tuple[Trained, Split, Split, Training]:
     return Trained(spec.task, codec, learner), train, judged, spec.training
 
 
-def _digits(folder: Path) -> Path:
-    train, _ = digits()
-    return image_folder(folder / "digits.zip", train.images, map(str, train.digits))
-
-
 def _table(folder: Path) -> Path:
     """Sixteen numbers, and whether most of them are positive."""
     draw = random.Random(0)
@@ -126,7 +110,7 @@ def _table(folder: Path) -> Path:
 CNN = {"name": "cnn", "channels": [32, 64, 64]}
 MLP = {"name": "mlp", "layers": 4, "width": 512}
 JOBS = {
-    "digits": Work({"name": "image-classification", "architecture": CNN}, _digits, 6, 128),
+    "digits": Work({"name": "image-classification", "architecture": CNN}, digits_upload, 6, 128),
     "table": Work({"name": "tabular-classification", "architecture": MLP}, _table, 6, 256),
 }
 
