@@ -1,5 +1,6 @@
 """Who trains a workload of the training benchmark: the limit, the loop people write, the service's own, and peers."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -179,6 +180,7 @@ def skorch(workload: Workload, gate: Gate) -> None:
 
 def keras(workload: Workload, gate: Gate) -> None:
     """Keras trains its own layers: the network is wrapped as one."""
+    os.environ["KERAS_BACKEND"] = "torch"
     import keras  # type: ignore[import-not-found]
     from keras.layers import TorchModuleWrapper  # type: ignore[import-not-found]
 
