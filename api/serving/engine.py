@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,11 +19,22 @@ from api.serving.resident import Residents, Served
 from api.settings import ApiSettings
 from store.models import Resolved
 from store.session import Database
-from store.tables import Checkpoint
+from tasks.base import Task
 from tasks.trained import Trained
 
 BATCH_SIZE = 128
 """Inputs per forward pass: beyond that throughput gains little, and everybody in the batch waits."""
+
+
+class Ready(NamedTuple):
+    """A model in memory, and the exact form of the ref it was asked for by, such as reviews@1."""
+
+    ref: str
+    served: Served
+
+    @property
+    def task(self) -> Task:
+        return self.served.trained.task
 
 
 class Serving:
@@ -49,17 +61,31 @@ class Serving:
         measures.RESIDENT_BYTES.set_function(lambda: self.residents.bytes)
         measures.RESIDENT_MODELS.set_function(lambda: len(self.residents))
 
+    async def find(self, project_id: str, ref: str) -> Ready:
+        """The model that a ref means, loaded if need be; raises NotFound and Conflict like `references.find`."""
+        found = await self.resolve(project_id, ref)
+        return Ready(found.ref, await self.residents.get(found.checkpoint))
+
     async def resolve(self, project_id: str, ref: str) -> Resolved:
-        """The checkpoint that a ref means; raises NotFound and Conflict like `references.find`."""
+        """The checkpoint that a ref means; raises like `find`."""
         return await self._references.resolve(project_id, ref)
 
-    async def model(self, checkpoint: Checkpoint) -> Served:
-        """The model in memory, loaded if need be. Raises NotFound."""
-        return await self.residents.get(checkpoint)
+    async def predict(
+        self, model: Ready, values: Sequence[Any], *, large: bool = False
+    ) -> list[Any]:
+        """A prediction for each input of a request, in their order; `large` ones are read off the event loop.
 
-    async def read(self, model: Served, values: Sequence[Any], *, large: bool) -> list[Any]:
-        """A request's inputs as the codec reads them; `large` ones off the event loop. Raises Invalid."""
-        read = model.trained.codec.read_inputs
+        Raises Invalid for inputs that the model cannot read, and Busy.
+        """
+        begun = perf_counter()
+        inputs = await self._read(model.served.trained, values, large=large)
+        predictions = await model.served.batcher.predict(inputs)
+        took = perf_counter() - begun
+        measures.of_model(model.task.name, model.ref).answered(len(inputs), took)
+        return predictions
+
+    async def _read(self, trained: Trained, values: Sequence[Any], *, large: bool) -> list[Any]:
+        read = trained.codec.read_inputs
         if not large:
             return read(values)
         return await asyncio.get_running_loop().run_in_executor(self._reads, read, values)

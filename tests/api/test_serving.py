@@ -61,10 +61,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def predict(serving: Serving, world: World, ref: str, values: list[Any]) -> list[Any]:
-    resolved = await serving.resolve(world.project, ref)
-    model = await serving.model(resolved.checkpoint)
-    inputs = await serving.read(model, values, large=False)
-    return await model.batcher.predict(inputs)
+    return await serving.predict(await serving.find(world.project, ref), values)
 
 
 def test_fifty_requests_at_once_get_what_the_model_itself_says(
@@ -130,15 +127,15 @@ def test_a_model_in_use_is_not_pushed_out(world: World, tell: Callable[..., None
     busy, other = world.publish("busy"), world.publish("other")
 
     async def story(serving: Serving) -> None:
-        model = await serving.model(busy)
-        inputs = await serving.read(model, [row(n) for n in range(20_000)], large=True)
+        model = await serving.residents.get(busy)
+        inputs = model.trained.codec.read_inputs([row(n) for n in range(20_000)])
         answer = asyncio.ensure_future(model.batcher.predict(inputs))
         await asyncio.sleep(0)
-        await serving.model(other)
+        await serving.residents.get(other)
         assert not answer.done(), "the test needs a longer prediction"
         assert busy.id in serving.residents
         assert len(await answer) == 20_000
-        await serving.model(world.publish("third"))
+        await serving.residents.get(world.publish("third"))
         assert busy.id not in serving.residents
 
     tell(story, resident_bytes=1)
