@@ -1,26 +1,23 @@
 """Predictions: one request, one answer, as fast as the model."""
 
-from fnmatch import fnmatch
-from functools import cache
 from heapq import nlargest
 from operator import itemgetter
 from typing import Annotated, Any
 
 import pydantic_core
 from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import faults
 from api.auth import Predict
-from api.errors import UnsupportedMedia, documented
+from api.bodies import FORM, JSON, LARGE_BYTES, MOST_INPUTS, files_of, kind_of, read_json
+from api.errors import documented
+from api.forms import read_form
 from api.lean import LeanRoute
 from api.serving.engine import Serving
 from tasks.base import Task
 from tasks.parts.problems import Invalid, Problem
-
-MOST_INPUTS = 1_000
-LARGE_BYTES = 32_768
-"""Bodies from this size on are read in a thread, so that nobody else waits for it."""
 
 
 class PredictIn(BaseModel):
@@ -66,6 +63,26 @@ _BODY = {
     "content": {
         "application/json": {"schema": PredictIn.model_json_schema(), "examples": _EXAMPLES},
         "image/*": {"schema": {"type": "string", "format": "binary"}},
+        FORM: {
+            "schema": {
+                "type": "object",
+                "description": "A part for each field of each input; the n-th part of a name belongs "
+                "to the n-th input. The fields of a row are its columns.",
+                "properties": {
+                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    "text": {"type": "array", "items": {"type": "string"}},
+                    "parameters": {"type": "string", "contentMediaType": JSON},
+                },
+                "additionalProperties": {"type": "array", "items": {"type": "string"}},
+            },
+            "examples": {
+                "texts": {
+                    "summary": "Two texts, with the best label of each",
+                    "value": {"text": ["Wonderful.", "Dull."], "parameters": '{"top_k": 1}'},
+                },
+                "row": {"summary": "A row", "value": {"age": ["39"], "job": ["nurse"]}},
+            },
+        },
     },
 }
 
@@ -102,17 +119,17 @@ async def predict(
     """Predictions of a model for up to 1,000 inputs.
 
     Requests that come at the same time share forward passes; a lone one never waits for others. One
-    image may be sent as the raw body with its content type. 503 with `Retry-After` means that too many
-    requests wait for this model already; 409 that the job has no checkpoint yet.
+    image may be sent as the raw body with its content type, several as the parts of a form. 503 with
+    `Retry-After` means that too many requests wait for this model already; 409 that the job has no
+    checkpoint yet.
     """
     serving: Serving = request.app.state.serving
     model = await serving.find(principal.project_id, ref)
     task = model.task
-    is_raw = _is_raw(request, task)
     body = await request.body()
-    sent = PredictIn.model_construct(inputs=[body], parameters=None) if is_raw else _sent(body)
+    sent = await _sent(request, body, task)
     top_k = _top_k(task, sent.parameters or {})
-    large = _media(task.input_type) is not None or len(body) >= LARGE_BYTES
+    large = bool(files_of(task.input_type)) or len(body) >= LARGE_BYTES
     predictions = await serving.predict(model, sent.inputs, large=large)
     if top_k is not None:
         predictions = [_best(prediction, top_k) for prediction in predictions]
@@ -124,34 +141,16 @@ async def predict(
 # What was sent
 
 
-def _is_raw(request: Request, task: Task) -> bool:
-    """Whether the body is one input as it is, not JSON. Raises UnsupportedMedia when it is neither."""
-    sent = request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-    if sent == "application/json":
-        return False
-    media = _media(task.input_type)
-    if media is not None and fnmatch(sent, media):
-        return True
-    allowed = "application/json" + (f" or {media}" if media else "")
-    raise UnsupportedMedia(f"The body is {sent!r}; models for {task.name} read {allowed}.")
-
-
-@cache
-def _media(input_type: type[BaseModel]) -> str | None:
-    """The media type of inputs that are files."""
-    fields = input_type.model_json_schema().get("properties", {}).values()
-    return next((f["contentMediaType"] for f in fields if "contentMediaType" in f), None)
-
-
-def _sent(body: bytes) -> PredictIn:
-    """The request in a JSON body. Raises Invalid."""
-    try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise Invalid(
-            Problem(("body",), f"not JSON: {error}", body[:40], '{"inputs": [...]}')
-        ) from None
-    return faults.read(PredictIn, value)
+async def _sent(request: Request, body: bytes, task: Task) -> PredictIn:
+    """The request that a body is. Raises Invalid, and UnsupportedMedia."""
+    kind = kind_of(request, body, task, FORM)
+    if kind == JSON:
+        return faults.read(PredictIn, read_json(body, '{"inputs": [...]}'))
+    if kind == FORM:
+        said = request.headers["Content-Type"]
+        form = await run_in_threadpool(read_form, body, said, task.input_type)
+        return faults.read(PredictIn, form)
+    return PredictIn.model_construct(inputs=[body], parameters=None)
 
 
 # Parameters

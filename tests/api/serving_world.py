@@ -26,7 +26,6 @@ from store.tables import Checkpoint, Job
 from tasks import catalog
 from tasks.base import Facts, Upload
 from tasks.catalog import Spec
-from tasks.image_classification import ImageClassification
 from tasks.tabular_classification import TabularClassification
 from tasks.trained import Trained, save_weights
 
@@ -84,13 +83,23 @@ def image_example() -> Example:
                 picture = BytesIO()
                 Image.new("RGB", (8, 8), colour).save(picture, "PNG")
                 archive.writestr(f"{colour}/{number}.png", picture.getvalue())
+    return _untrained("image-classification", "pictures.zip", packed.getvalue())
+
+
+@cache
+def table_example(task: str, csv: str) -> Example:
+    """A model for these rows that has learned next to nothing."""
+    return _untrained(task, "rows.csv", csv.encode())
+
+
+def _untrained(name: str, file: str, content: bytes) -> Example:
+    task = catalog.task_named(name)
     with TemporaryDirectory() as folder:
-        path = Path(folder, "pictures.zip")
-        path.write_bytes(packed.getvalue())
-        options = ImageClassification.options_type()
-        checked = ImageClassification.check({"file": Upload(path, "pictures.zip")}, options)
+        path = Path(folder, file)
+        path.write_bytes(content)
+        checked = task.check({"file": Upload(path, file)}, task.options_type())
     facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
-    spec = catalog.resolve("image-classification", facts, None, Training(), None)
+    spec = catalog.resolve(name, facts, None, Training(), None)
     torch.manual_seed(0)
     codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
     return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)

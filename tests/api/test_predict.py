@@ -184,10 +184,14 @@ def test_predictions_are_counted(world: World, api: TestClient) -> None:
     assert "modelyard_resident_models 1.0" in text
 
 
-def test_the_document_describes_both_kinds_of_body(api: TestClient) -> None:
+def test_the_document_describes_every_kind_of_body(api: TestClient) -> None:
     operation = api.get("/openapi.json").json()["paths"]["/v1/models/{ref}/predict"]["post"]
     assert operation["operationId"] == "predict"
-    assert set(operation["requestBody"]["content"]) == {"application/json", "image/*"}
+    assert set(operation["requestBody"]["content"]) == {
+        "application/json",
+        "image/*",
+        "multipart/form-data",
+    }
     assert operation["security"] == [{"key": []}]
 
 
