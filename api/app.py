@@ -24,6 +24,7 @@ from api.routes import (
     datasets,
     feeds,
     health,
+    huggingface,
     jobs,
     models,
     predict,
@@ -38,7 +39,19 @@ from store import keys, migrate, projects
 from store.session import Database, connect
 
 # Routes are tried in this order, so that the one which is called most comes first.
-ROUTES = (predict, catalog, datasets, jobs, feeds, checkpoints, artifacts, models, webhooks, admin)
+ROUTES = (
+    predict,
+    huggingface,
+    catalog,
+    datasets,
+    jobs,
+    feeds,
+    checkpoints,
+    artifacts,
+    models,
+    webhooks,
+    admin,
+)
 OF_KEYS = (401, 403, 422, 503)
 
 

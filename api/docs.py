@@ -44,6 +44,10 @@ TAGS = [
     {"name": "jobs", "description": "Train: submit, watch, steer."},
     {"name": "models", "description": "Predict with what was trained; versions and aliases."},
     {
+        "name": "hugging face",
+        "description": "Predict with `huggingface_hub.InferenceClient(model=URL, token=KEY)`.",
+    },
+    {
         "name": "webhooks",
         "description": "Hear of jobs: signed messages (Standard Webhooks) and what became of them.",
     },

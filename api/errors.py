@@ -137,6 +137,9 @@ class ErrorOut(BaseModel):
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What is wrong with this request.")
     instance: str = Field(description="The id of this request, also in `X-Request-Id`.")
+    error: str = Field(
+        "", description="`detail` again, outside `/v1`: where clients of other protocols look."
+    )
     errors: list[ProblemOut] = Field([], description="Every fault found, at most a hundred.")
 
 
@@ -179,6 +182,8 @@ def problem(
         "instance": request_id,
         "errors": [error._asdict() for error in errors],
     }
+    if not scope["path"].startswith("/v1/"):
+        body["error"] = detail  # where the clients of other protocols look
     sent = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", **(headers or {})}
     return JSONResponse(body, answer.status, sent, "application/problem+json")
 

@@ -95,6 +95,20 @@ def embedded(folder: Path, root: Path = ROOT) -> Iterator[Service]:
 
 
 @contextmanager
+def api(folder: Path, database_url: str, root: Path = ROOT) -> Iterator[Service]:
+    """An API alone, on a database that is there already."""
+    key, port = _new_key(), free_port()
+    settings = {
+        "MODELYARD_DATABASE_URL": database_url,
+        "MODELYARD_DATA_DIR": str(folder / "api"),
+        "MODELYARD_ADMIN_KEY": key,
+    }
+    part = Part("api", ["api", "--port", str(port)], folder, root, settings)
+    with _running({"api": part}, [port], key) as service:
+        yield service
+
+
+@contextmanager
 def production(
     folder: Path,
     database_url: str,

@@ -22,6 +22,9 @@ PREDICT = {
     "list_models",
     "get_model",
     "predict",
+    "predict_as_hugging_face",
+    "get_hugging_face_health",
+    "get_hugging_face_info",
 }
 ADMIN = {
     "list_workers",
@@ -48,6 +51,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "set_model_alias": {"json": {"version": 1}},
     "evaluate_model": {"json": {"dataset": "{dataset}", "split": "validation"}},
     "predict": {"json": {"inputs": [{"a": 1, "b": 2}]}},
+    "predict_as_hugging_face": {"json": {"table": {"a": [1], "b": [2]}}},
 }
 
 

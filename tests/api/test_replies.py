@@ -34,6 +34,7 @@ CREATES: dict[str, tuple[Body | None, Body | None]] = {
 }
 """Every route that creates something, with a body for it and another one."""
 CREATE_NOTHING = {
+    "/hf/models/{ref}",
     "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/pause",
     "/v1/jobs/{job_id}/resume",

@@ -1,0 +1,262 @@
+"""Predictions in the shapes of Hugging Face, for `huggingface_hub.InferenceClient(model=URL)`.
+
+Shapes: the task specifications in huggingface.js, `packages/tasks/src/tasks`, and what the client reads.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from heapq import nlargest
+from operator import attrgetter, itemgetter
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pydantic_core
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from api import faults
+from api.auth import Predict
+from api.bodies import JSON, LARGE_BYTES, MOST_INPUTS, files_of, kind_of, read_json, transpose
+from api.errors import documented
+from api.lean import LeanRoute
+from api.serving.engine import Ready, Serving
+from store.errors import NotFound
+from tasks.base import Task
+from tasks.parts.labels import LabelPrediction
+from tasks.parts.problems import Invalid, Problem
+from tasks.tabular_regression import NumberPrediction
+
+
+class HuggingFaceIn(BaseModel):
+    """Inputs as InferenceClient sends them; a file may also be the body itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Any = Field(None, description="A text, a file in base64 or a row; or a list of them.")
+    table: dict[str, list[Any]] | None = Field(
+        None, description="Instead of `inputs`: rows, as a list of values for each column."
+    )
+    parameters: dict[str, Any] | None = Field(
+        None, description="How to predict. Labels: `top_k`, to get only the best ones."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "HuggingFaceIn":
+        if (self.inputs is None) == (self.table is None):
+            raise ValueError("send either `inputs` or `table`")
+        return self
+
+
+class EndpointOut(BaseModel):
+    """A model that is ready to predict."""
+
+    model_id: str = Field(description="The model's name and version.", examples=["reviews@1"])
+    model_pipeline_tag: str = Field(description="Its task.", examples=["text-classification"])
+    max_client_batch_size: int = Field(description="Inputs of one request at most.")
+
+
+# What predictions look like
+
+
+class Parameterless(BaseModel):
+    """How to predict what leaves no choice."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LabelParameters(Parameterless):
+    """How to give labels."""
+
+    top_k: int | None = Field(None, ge=1, strict=True, description="Only so many, the best ones.")
+    function_to_apply: Literal["softmax"] | None = Field(
+        None, description="How scores were made probabilities."
+    )
+
+
+class Shape(NamedTuple):
+    """How a kind of prediction is given."""
+
+    parameters: type[BaseModel]
+    answer: Callable[[Any, Any], Any]
+    """The answer for an input, from its prediction and the parameters."""
+    cell: Callable[[Any], Any]
+    """The answer for a row of a `table`, from its prediction."""
+
+
+def _scores(prediction: LabelPrediction, parameters: LabelParameters) -> list[dict[str, Any]]:
+    count = parameters.top_k or len(prediction.scores)
+    best = nlargest(count, prediction.scores.items(), key=itemgetter(1))
+    return [{"label": label, "score": score} for label, score in best]
+
+
+def _value(prediction: NumberPrediction, parameters: Parameterless) -> float:
+    return prediction.value
+
+
+Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
+SHAPES: dict[type[BaseModel], Shape] = {
+    LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
+    NumberPrediction: Shape(Parameterless, _value, attrgetter("value")),
+}
+
+
+# Routes
+
+router = APIRouter(prefix="/hf/models", tags=["hugging face"], route_class=LeanRoute)
+Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
+
+_EXAMPLES = {
+    "text": {
+        "summary": "A text, with its two best labels",
+        "value": {"inputs": "A film to remember.", "parameters": {"top_k": 2}},
+    },
+    "table": {
+        "summary": "Rows of a table",
+        "value": {"table": {"age": ["39", "51"], "job": ["nurse", "cook"]}},
+    },
+    "image": {
+        "summary": "An image in base64, with its best label",
+        "value": {"inputs": "iVBORw0KGgoAAAANSUhEUgAA...", "parameters": {"top_k": 1}},
+    },
+}
+_BODY = {
+    "required": True,
+    "content": {
+        JSON: {"schema": HuggingFaceIn.model_json_schema(), "examples": _EXAMPLES},
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+_ANSWERS = {
+    "text": {
+        "summary": "Labels of each text",
+        "value": [[{"label": "good", "score": 0.97}, {"label": "bad", "score": 0.03}]],
+    },
+    "table": {"summary": "A label or a number for each row", "value": ["yes", "no"]},
+    "image": {"summary": "Labels of one file", "value": [{"label": "cat", "score": 0.93}]},
+}
+
+
+@router.post(
+    "/{ref}",
+    summary="Predict in the shapes of Hugging Face",
+    response_model=list[Any],
+    responses={
+        200: {"content": {JSON: {"examples": _ANSWERS}}},
+        **documented(404, 409, 413, 415, 503),
+    },
+    openapi_extra={"requestBody": _BODY},
+)
+async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request) -> Response:
+    """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
+
+    The method is that of the model's task: `text_classification`, `image_classification`, or
+    `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
+    document is what the client shows.
+    """
+    serving: Serving = request.app.state.serving
+    model = await _ready(ref, principal.project_id, request)
+    body = await request.body()
+    sent = _sent(request, body, model.task)
+    large = bool(files_of(model.task.input_type)) or len(body) >= LARGE_BYTES
+    answer = _of_inputs if sent.table is None else _of_table
+    return _json(await answer(sent, model.task, partial(serving.predict, model, large=large)))
+
+
+@router.get(
+    "/{ref}/health",
+    summary="Is a model ready for Hugging Face's client?",
+    response_class=Response,
+    responses=documented(404, 409),
+)
+async def get_hugging_face_health(ref: Ref, principal: Predict, request: Request) -> Response:
+    """What `InferenceClient.health_check` asks for; 200 once the model is loaded."""
+    await _ready(ref, principal.project_id, request)
+    return Response()
+
+
+@router.get(
+    "/{ref}/info",
+    summary="Describe a model to Hugging Face's client",
+    response_model=EndpointOut,
+    responses=documented(404, 409),
+)
+async def get_hugging_face_info(ref: Ref, principal: Predict, request: Request) -> Response:
+    """What `InferenceClient.get_endpoint_info` asks for."""
+    model = await _ready(ref, principal.project_id, request)
+    return _json(
+        {
+            "model_id": model.ref,
+            "model_pipeline_tag": model.task.name,
+            "max_client_batch_size": MOST_INPUTS,
+        }
+    )
+
+
+async def _ready(ref: str, project_id: str, request: Request) -> Ready:
+    """A model that is loaded and has a shape. Raises NotFound and Conflict."""
+    serving: Serving = request.app.state.serving
+    model = await serving.find(project_id, ref)
+    _shape(model.task)
+    return model
+
+
+def _shape(task: Task) -> Shape:
+    shape = SHAPES.get(task.prediction_type)
+    if shape is None:
+        raise NotFound("shape of Hugging Face for the task", task.name)
+    return shape
+
+
+# From what was sent to what is answered
+
+
+def _sent(request: Request, body: bytes, task: Task) -> HuggingFaceIn:
+    """The request that a body is. Raises Invalid, and UnsupportedMedia."""
+    if kind_of(request, body, task) == JSON:
+        return faults.read(HuggingFaceIn, read_json(body, '{"inputs": ...}'))
+    return HuggingFaceIn.model_construct(inputs=body, table=None, parameters=None)
+
+
+async def _of_inputs(sent: HuggingFaceIn, task: Task, predict: Predicting) -> Any:
+    shape = _shape(task)
+    parameters = faults.read(shape.parameters, sent.parameters or {}, ("parameters",))
+    alone = not isinstance(sent.inputs, list)
+    values = _counted([sent.inputs] if alone else sent.inputs, "inputs")
+    predictions = await predict([_input(value, task) for value in values])
+    answers = [shape.answer(prediction, parameters) for prediction in predictions]
+    # Of a file that comes alone the client reads its answer, of a text that does a list of one answer.
+    return answers[0] if alone and files_of(task.input_type) else answers
+
+
+async def _of_table(sent: HuggingFaceIn, task: Task, predict: Predicting) -> list[Any]:
+    shape = _shape(task)
+    faults.read(Parameterless, sent.parameters or {}, ("parameters",))
+    rows = _counted(transpose(sent.table or {}, "table"), "table")
+    try:
+        predictions = await predict(rows)
+    except Invalid as error:
+        raise Invalid(*map(_in_table, error.problems)) from None
+    return [shape.cell(prediction) for prediction in predictions]
+
+
+def _counted(inputs: list[Any], place: str) -> list[Any]:
+    if not 0 < len(inputs) <= MOST_INPUTS:
+        allowed = f"1 to {MOST_INPUTS:,}"
+        raise Invalid(Problem((place,), "not that many at once", len(inputs), allowed))
+    return inputs
+
+
+def _input(value: Any, task: Task) -> Any:
+    """An input as the task reads it: where it has one field, the value may stand alone."""
+    fields = [*task.input_type.model_fields]
+    stands_alone = not isinstance(value, dict) and len(fields) == 1 and fields != ["root"]
+    return {fields[0]: value} if stands_alone else value
+
+
+def _in_table(problem: Problem) -> Problem:
+    """A problem of a row where its sender wrote it: column first."""
+    _, row, *way = problem.loc
+    return problem._replace(loc=("table", *way, row))
+
+
+def _json(value: Any) -> Response:
+    return Response(pydantic_core.to_json(value, inf_nan_mode="null"), media_type=JSON)
