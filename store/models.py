@@ -97,8 +97,8 @@ def delete(session: Session, project_id: str, ref: str) -> None:
     model = _locked(session, project_id, name)
     if not selector:
         session.execute(delete_from(Model).where(Model.id == model.id))
-    elif selector.isdigit():
-        _delete_version(session, model, _version(session, model, int(selector)))
+    elif selector.isdecimal():
+        _delete_version(session, model, _version(session, model, _number(selector)))
     else:
         raise Conflict(f"{ref} is an alias; delete the alias or the version it points at.")
     checkpoints.discard(session, Checkpoint.job_id.is_(None))
@@ -129,8 +129,8 @@ def _of_job(session: Session, project_id: str, job_id: str) -> Checkpoint:
 
 def _selected(session: Session, model: Model, selector: str) -> ModelVersion:
     """The version that stands behind the @, the newest when nothing does."""
-    if selector.isdigit():
-        return _version(session, model, int(selector))
+    if selector.isdecimal():
+        return _version(session, model, _number(selector))
     if selector:
         alias = session.get(ModelAlias, (model.id, selector))
         if alias is None:
@@ -141,6 +141,11 @@ def _selected(session: Session, model: Model, selector: str) -> ModelVersion:
     if newest is None:
         raise NotFound("version of model", model.name)
     return newest
+
+
+def _number(selector: str) -> int:
+    """A version's number; a selector longer than any is cut, since Python reads only so many digits."""
+    return int(selector[:20])
 
 
 def _version(session: Session, model: Model, number: int) -> ModelVersion:

@@ -100,6 +100,8 @@ def test_every_reference_finds_its_checkpoint(world: World) -> None:
         "reviews@9",
         "reviews@0",
         "reviews@99999999999999999999999",
+        "reviews@" + "9" * 5_000,
+        "reviews@²",
         "reviews@unknown",
         "reviews@live@1",
         "job_unknown",
