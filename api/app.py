@@ -27,6 +27,7 @@ from api.routes import (
     huggingface,
     jobs,
     models,
+    open_inference,
     predict,
     webhooks,
 )
@@ -42,6 +43,7 @@ from store.session import Database, connect
 ROUTES = (
     predict,
     huggingface,
+    open_inference,
     catalog,
     datasets,
     jobs,
@@ -77,6 +79,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for routes in ROUTES:
         app.include_router(routes.router, responses=documented(*OF_KEYS))
     app.include_router(health.router)
+    app.include_router(open_inference.health)
     if settings.docs:
         add_docs(app)
     add_error_table(app)

@@ -33,7 +33,15 @@ _IMPLIED = {
 }
 _TOUCH_SECONDS = 60
 
-OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
+OPEN = {
+    "/",
+    "/healthz",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/docs",
+    "/openapi.json",
+}
 """Paths that need no key; so do the files of the docs page."""
 OPEN_FOLDER = "/docs/"
 

@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
 from api.errors import ErrorOut, documented
+from api.inference_schemas import InferIn
 
 DESCRIPTION = """
 Train PyTorch models over HTTP, and predict with them the moment they are trained.
@@ -48,6 +49,11 @@ TAGS = [
         "description": "Predict with `huggingface_hub.InferenceClient(model=URL, token=KEY)`.",
     },
     {
+        "name": "open inference protocol",
+        "description": "Predict with clients of the Open Inference Protocol, version 2, such as "
+        "`tritonclient`.",
+    },
+    {
         "name": "webhooks",
         "description": "Hear of jobs: signed messages (Standard Webhooks) and what became of them.",
     },
@@ -72,8 +78,10 @@ class Documented(FastAPI):
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         template = "#/components/schemas/{model}"
-        _, errors = models_json_schema([(ErrorOut, "serialization")], ref_template=template)
-        document["components"]["schemas"] |= errors["$defs"]
+        _, by_hand = models_json_schema(
+            [(ErrorOut, "serialization"), (InferIn, "validation")], ref_template=template
+        )
+        document["components"]["schemas"] |= by_hand["$defs"]
         for path in document["paths"].values():
             for method, operation in path.items():
                 of_bodies = (400, 413) if "requestBody" in operation else ()

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from sqlalchemy import delete as delete_from
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from store import checkpoints, ids, pages
@@ -45,6 +45,20 @@ def page(
 ) -> pages.Page[Model]:
     query = select(Model).where(Model.project_id == project_id)
     return pages.newest_first(session, query, Model.id, limit, after)
+
+
+def newest(session: Session, project_id: str, limit: int) -> list[tuple[str, ModelVersion]]:
+    """The names of the newest models, each with its newest version."""
+    last = (
+        select(func.max(ModelVersion.version))
+        .where(ModelVersion.model_id == Model.id)
+        .correlate(Model)
+        .scalar_subquery()
+    )
+    query = select(Model.name, ModelVersion).join(ModelVersion, ModelVersion.model_id == Model.id)
+    query = query.where(Model.project_id == project_id, ModelVersion.version == last)
+    rows = session.execute(query.order_by(Model.id.desc()).limit(limit))
+    return [(name, version) for name, version in rows]
 
 
 def get(session: Session, project_id: str, name: str) -> Model:

@@ -90,6 +90,10 @@ class Codec(Plain, ABC):
         Raises Invalid, naming the field, what was found and what is allowed.
         """
 
+    def input_fields(self, input_type: type[BaseModel]) -> dict[str, Any]:
+        """What one input holds: the names of its fields, and the types of their values."""
+        return {name: field.annotation for name, field in input_type.model_fields.items()}
+
     @abstractmethod
     def frame(self, inputs: Sequence[Any]) -> pl.DataFrame:
         """Inputs as examples without targets, in the shape `encode` reads."""

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import RootModel
+from pydantic import BaseModel, RootModel
 
 from models.parts.options import Plain
 from tasks.base import Codec
@@ -153,6 +153,9 @@ class TabularCodec(Codec):
             raise Invalid(*problems)
         return Row.model_construct(row)
 
+    def input_fields(self, input_type: type[BaseModel]) -> dict[str, Any]:
+        return {column.name: _CELLS[column.type] for column in self.columns}
+
     def frame(self, inputs: Sequence[Row]) -> pl.DataFrame:
         return pl.DataFrame(
             {
@@ -170,6 +173,8 @@ _DTYPES: dict[str, Any] = {
     "boolean": pl.Boolean,
     "date": pl.Datetime("us"),
 }
+_CELLS: dict[str, type] = {"numeric": float, "categorical": str, "boolean": bool, "date": str}
+"""What a request's rows hold."""
 _PARTS: dict[str, Callable[[pl.Series], pl.Series]] = {
     "time": lambda times: times.dt.epoch("s"),
     "year": lambda times: times.dt.year(),

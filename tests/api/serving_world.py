@@ -28,6 +28,7 @@ from tasks.base import Facts, Upload
 from tasks.catalog import Spec
 from tasks.tabular_classification import TabularClassification
 from tasks.trained import Trained, save_weights
+from tests.toys import toy
 
 TASK = "tabular-classification"
 
@@ -100,6 +101,19 @@ def _untrained(name: str, file: str, content: bytes) -> Example:
         checked = task.check({"file": Upload(path, file)}, task.options_type())
     facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
     spec = catalog.resolve(name, facts, None, Training(), None)
+    torch.manual_seed(0)
+    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
+    return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)
+
+
+@cache
+def untrained(task: str) -> Example:
+    """A model for that task's toy data that has learned nothing but its codec."""
+    kind = catalog.task_named(task)
+    with TemporaryDirectory() as folder:
+        checked = kind.check(toy(task, Path(folder), 60), kind.options_type())
+    facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
+    spec = catalog.resolve(task, facts, None, Training(), None)
     torch.manual_seed(0)
     codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
     return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)

@@ -25,6 +25,15 @@ PREDICT = {
     "predict_as_hugging_face",
     "get_hugging_face_health",
     "get_hugging_face_info",
+    "get_server",
+    "infer",
+    "infer_with_version",
+    "get_model_metadata",
+    "get_model_version_metadata",
+    "get_model_ready",
+    "get_model_version_ready",
+    "list_repository",
+    "load_model",
 }
 ADMIN = {
     "list_workers",
@@ -39,7 +48,7 @@ ADMIN = {
     "rotate_webhook_secret",
     "get_prometheus_metrics",
 }
-OPEN = {"healthz", "readyz"}
+OPEN = {"healthz", "readyz", "get_live", "get_ready"}
 BODIES: dict[str, dict[str, Any]] = {
     "create_dataset": {"data": {"task": TASK}, "files": {"file": ("rows.csv", ROWS)}},
     "create_job": {"json": {"dataset": "{dataset}"}},
@@ -86,6 +95,8 @@ def test_every_route_needs_a_key(service: Service) -> None:
         "/",
         "/healthz",
         "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
         "/docs",
         "/openapi.json",
         "/docs/files/some-file",
@@ -153,6 +164,7 @@ def test_another_projects_things_are_not_there(
         "checkpoint_id": [checkpoint.id],
         "name": ["mine"],
         "alias": ["prod"],
+        "version": ["1"],
         "ref": ["mine", "mine@1", "mine@prod", trained, checkpoint.id],
     }
     before = _everything(client, mine)

@@ -187,6 +187,16 @@ def test_models_are_paged_newest_first(world: World) -> None:
     assert [row.name for row in (*first.rows, *rest.rows)] == ["c", "b", "a"]
 
 
+def test_the_newest_version_of_each_model_is_listed(world: World) -> None:
+    for name in ("a", "b", "a", "b"):
+        published(world, model_name=name)
+    world.act(models.delete, world.project, "b@2")
+    found = world.act(models.newest, world.project, 5)
+    assert [(name, row.version) for name, row in found] == [("b", 1), ("a", 2)]
+    assert len(world.act(models.newest, world.project, 1)) == 1
+    assert world.act(models.newest, world.other_project, 5) == []
+
+
 # Projects stand apart
 
 
