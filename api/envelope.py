@@ -78,15 +78,16 @@ class Bound:
 
         async def receive_within() -> Message:
             nonlocal sent
-            _refuse(int(said) if said.isdecimal() else 0, limit)
+            refuse(int(said) if said.isdecimal() else 0, limit)
             message = await receive()
             sent += len(message.get("body", b""))
-            _refuse(sent, limit)
+            refuse(sent, limit)
             return message
 
         await self.app(scope, receive_within, send)
 
 
-def _refuse(size: int, limit: int) -> None:
+def refuse(size: int, limit: int) -> None:
+    """Raises HTTPException 413 for a body of more bytes than are let in."""
     if size > limit:
         raise HTTPException(413, f"The body is larger than the {limit} bytes that are let in here.")

@@ -4,12 +4,13 @@ import zlib
 from typing import Annotated, Any
 
 import pydantic_core
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Predict, Principal, Train
 from api.bodies import LARGE_BYTES, MOST_INPUTS
 from api.dependencies import CurrentDatabase, Reading
+from api.envelope import refuse
 from api.errors import UnsupportedMedia, documented
 from api.inference_schemas import (
     IndexEntry,
@@ -129,7 +130,9 @@ async def _infer(principal: Principal, ref: str, request: Request) -> Response:
     outputs, data = write_outputs(predictions, asked.outputs)
     name, version = _parts(model)
     answer = InferOut(model_name=name, model_version=version, id=asked.id, outputs=outputs)
-    text = pydantic_core.to_json(answer, exclude_none=True, inf_nan_mode="null")
+    text = pydantic_core.to_json(
+        answer, exclude_none=True, inf_nan_mode="null", bytes_mode="base64"
+    )
     if not any(in_binary for _, in_binary in asked.outputs):
         return Response(text, media_type="application/json")
     headers = {LENGTH_HEADER: str(len(text))}
@@ -164,8 +167,7 @@ def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
         found = stream.decompress(body, limit + 1)
     except zlib.error as error:
         raise _not(encoding, str(error)) from None
-    if len(found) > limit:
-        raise HTTPException(413, f"The body is larger than the {limit} bytes that are let in here.")
+    refuse(len(found), limit)
     if not stream.eof or stream.unused_data:
         raise _not(encoding, "it does not end with its stream")
     return found
