@@ -52,9 +52,13 @@ class Converted(NamedTuple):
 
 def to_text(values: pl.Series) -> pl.Series:
     """Any values as stripped strings; whole numbers without a fraction, booleans in lower case."""
-    if values.dtype.is_float() and _whole(values):
-        values = values.cast(pl.Int64)
-    return values.cast(pl.String).str.strip_chars()
+    text = values.cast(pl.String).str.strip_chars()
+    if not values.dtype.is_float():
+        return text
+    # Each by itself: what a value is called may not depend on those beside it.
+    whole = values.cast(pl.Int64, strict=False)
+    is_whole = (whole.cast(values.dtype) == values) & (values.abs() < 2**53)
+    return whole.cast(pl.String).zip_with(is_whole.fill_null(False), text)
 
 
 def _present(values: pl.Series) -> pl.Series:

@@ -272,6 +272,18 @@ def test_rows_of_a_split_encode_as_requests_do(tmp_path: Path) -> None:
         assert torch.equal(one.tensors()["values"], other.tensors()["values"])
 
 
+def test_what_a_number_is_called_as_a_category_depends_on_it_alone(tmp_path: Path) -> None:
+    grades = pl.DataFrame({"grade": [1.0, 1.5, 2.0, None] * 8, "label": ["a", "b"] * 16})
+    grades.write_parquet(tmp_path / "grades.parquet")
+    upload = Upload(tmp_path / "grades.parquet", "grades.parquet")
+    options = TableOptions(types={"grade": "categorical"})
+    data = TabularClassification.check({"train": upload, "validation": upload}, options)
+    codec = codec_of(data)
+    assert codec.categories[0].values == ["1", "1.5", "2"]
+    rows = codec.read_inputs([{"grade": grade} for grade in (1, 1.0, "1", 1.5, 2.0)])
+    assert codec.encode_inputs(rows).inputs[1].tensors()["values"][:, 0].tolist() == [1, 1, 1, 2, 3]
+
+
 def test_a_number_that_is_mostly_one_value_is_a_category_too(tmp_path: Path) -> None:
     fees = [0] * 60 + [5] * 20 + [12.5] * 15 + [7]
     rows = [f"{fee},{place},{'ab'[place % 2]}" for place, fee in enumerate(fees)]
