@@ -84,7 +84,7 @@ def _prepared(job: str) -> tuple[Trained, Split, Split, Training]:
     facts = Facts(checked.schema, {name: frame.height for name, frame in checked.splits.items()})
     asked = Training(epochs=work.epochs, batch_size=work.batch_size)
     spec = catalog.resolve(kind.option_name(), facts, kind.model_validate(work.task), asked, None)
-    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
+    codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema)
     splits = {name: Split(codec.encode(frame), frame) for name, frame in checked.splits.items()}
     torch.manual_seed(0)
     learner = spec.task.build(codec)

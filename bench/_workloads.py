@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from models.parts.training import Training
 from tasks.base import Codec, Facts, Upload
 from tasks.catalog import Spec, read_spec, read_task, resolve
-from worker.cache import load_columns, save_columns
+from worker.encoded import load_columns, save_columns
 from worker.loop import Split
 
 CLASSES = 10
@@ -102,10 +102,10 @@ class Workload(ABC):
         facts = Facts(checked.schema, {name: len(frame) for name, frame in checked.splits.items()})
         training = Training.model_validate(self.training)
         spec = resolve(asked.name, facts, asked, training, None)
-        codec = spec.task.learn_codec(train, checked.schema)
+        codec = spec.task.learn_codec(train.lazy(), checked.schema)
         for name, frame in {"train": train, "few": train.head(8)}.items():
             frame.write_parquet(self.folder / f"{name}.parquet")
-            save_columns(codec.encode(frame), self.folder / f"{name}.safetensors")
+            save_columns([codec.encode(frame)], self.folder / f"{name}.safetensors")
         (self.folder / "spec.json").write_text(spec.model_dump_json())
         (self.folder / "codec.json").write_text(codec.model_dump_json())
 

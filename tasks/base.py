@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from models.base import Architecture, Learner
 from models.parts.options import AUTO, Option, Plain
 from tasks.parts.columns import Columns
+from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import SplitOptions, overlap, split
 
@@ -81,7 +82,10 @@ class Codec(Plain, ABC):
 
     @abstractmethod
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
-        """The columns of a split's examples; without targets, of inputs only."""
+        """The columns of a split's examples; without targets, of inputs only.
+
+        What becomes of an example depends on it alone, so that a split can be encoded in pieces.
+        """
 
     @abstractmethod
     def read_input(self, value: Any) -> Any:
@@ -118,6 +122,19 @@ class Codec(Plain, ABC):
         """The columns of inputs to predict for."""
         return self.encode(self.frame(inputs), targets=False)
 
+    def encode_pieces(self, examples: pl.LazyFrame) -> Iterator[Columns]:
+        """The columns of a split that may be larger than memory, one piece after the other.
+
+        Raises Invalid, which counts rows from the start of the split.
+        """
+        before = 0
+        for piece in pieces(examples):
+            try:
+                yield self.encode(piece)
+            except Invalid as error:
+                raise Invalid(*(_further_down(p, before) for p in error.problems)) from None
+            before += piece.height
+
 
 class Task(Option):
     """What to learn. Its fields are the request; its methods turn uploads into a trained model.
@@ -127,6 +144,8 @@ class Task(Option):
 
     architecture: Any
 
+    bulky: ClassVar[tuple[str, ...]] = ()
+    """Columns that all together may be larger than memory, and that `score` does without."""
     input_type: ClassVar[type[BaseModel]]
     prediction_type: ClassVar[type[BaseModel]]
     codec_type: ClassVar[type[Codec]]
@@ -228,10 +247,11 @@ class Task(Option):
 
     @abstractmethod
     def learn_codec(
-        self, train: pl.DataFrame, schema: Mapping[str, Any], base: Any | None = None
+        self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
     ) -> Codec:
         """What the train split says besides weights; from `base`, a codec, all that the backbone relies on.
 
+        The `bulky` columns of the split are read in pieces at the most.
         Raises Invalid when the data cannot be read with the base's codec.
         """
 
@@ -245,7 +265,7 @@ class Task(Option):
 
     @abstractmethod
     def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
-        """Every metric of `metrics`, of predictions for these examples."""
+        """Every metric of `metrics`, of predictions for these examples, whose `bulky` columns may lack."""
 
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
@@ -263,6 +283,14 @@ def read_fields(model: type[Model], value: Any) -> Model:
                 for e in error.errors(include_url=False)
             )
         ) from None
+
+
+def _further_down(problem: Problem, rows: int) -> Problem:
+    """The same problem, its row counted from `rows` rows before."""
+    match problem.loc:
+        case ("row", int(row), *rest):
+            return problem._replace(loc=("row", row + rows, *rest))
+    return problem
 
 
 def _short(value: Any) -> Any:

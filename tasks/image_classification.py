@@ -18,6 +18,7 @@ from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.parts.archives import Limits, class_folders, open_archive
 from tasks.parts.columns import Columns, Dense
+from tasks.parts.examples import pieces
 from tasks.parts.images import (
     MAX_BYTES,
     ImageFacts,
@@ -184,6 +185,7 @@ class ImageClassification(Task):
         AUTO, description="How training images are varied; `{}` leaves them as they are."
     )
 
+    bulky = ("image",)
     input_type = ImageInput
     prediction_type = LabelPrediction
     codec_type = ImageCodec
@@ -269,13 +271,13 @@ class ImageClassification(Task):
         return super().resolve(facts).model_copy(update=update)
 
     def learn_codec(
-        self, train: pl.DataFrame, schema: Mapping[str, Any], base: Any | None = None
+        self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
     ) -> ImageCodec:
-        labels, counts = count_labels(train["label"])
+        labels, counts = count_labels(train.select("label").collect()["label"])
         if base is not None:
             return _relabelled(base, labels, counts)
         side, channels = self.image_size, self.channels
-        mean, std = _pixel_moments(train["image"], side, channels)
+        mean, std = _pixel_moments(train.select("image"), side, channels, sum(counts))
         return ImageCodec(
             labels=labels, counts=counts, side=side, channels=channels, mean=mean, std=std
         )
@@ -360,10 +362,16 @@ def _side(facts: Facts) -> int:
     return max(SMALLEST_SIDE, min(most, math.ceil(typical / STEP) * STEP))
 
 
-def _pixel_moments(images: pl.Series, side: int, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in steps of 0 to 255."""
+def _pixel_moments(
+    images: pl.LazyFrame, side: int, channels: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of so many images, in steps of 0 to 255."""
     wanted = max(1, _SAMPLE_PIXELS // side**2)
-    sample = images.gather_every(max(1, len(images) // wanted))
-    pixels = decode_all(sample, side, channels).float()
+    every, row, sample = max(1, count // wanted), 0, []
+    for piece in pieces(images):
+        some = piece["image"].gather_every(every, offset=-row % every)
+        sample.append(decode_all(some, side, channels))
+        row += piece.height
+    pixels = torch.cat(sample).float()
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
     return mean.tolist(), std.clamp(min=1).tolist()

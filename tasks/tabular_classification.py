@@ -79,11 +79,12 @@ class TabularClassification(Task):
         return MLP()
 
     def learn_codec(
-        self, train: pl.DataFrame, schema: Mapping[str, Any], base: TabularCodec | None = None
+        self, train: pl.LazyFrame, schema: Mapping[str, Any], base: TabularCodec | None = None
     ) -> TabularClassificationCodec:
-        labels, counts = count_labels(truth(train))
+        rows = train.collect()
+        labels, counts = count_labels(truth(rows))
         return TabularClassificationCodec(
-            labels=labels, counts=counts, **learn_columns(train, schema, base)
+            labels=labels, counts=counts, **learn_columns(rows, schema, base)
         )
 
     def build(self, codec: TabularClassificationCodec) -> Learner:

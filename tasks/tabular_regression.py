@@ -93,14 +93,15 @@ class TabularRegression(Task):
         return MLP()
 
     def learn_codec(
-        self, train: pl.DataFrame, schema: Mapping[str, Any], base: Any | None = None
+        self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
     ) -> TabularRegressionCodec:
-        values = truth(train).cast(pl.Float64).to_numpy()
+        rows = train.collect()
+        values = truth(rows).cast(pl.Float64).to_numpy()
         scale = {"mean": float(values.mean()), "deviation": float(values.std()) or 1.0}
         if base is not None and base.target == schema["target"]:
             scale = {"mean": base.mean, "deviation": base.deviation}
         return TabularRegressionCodec(
-            target=schema["target"], **scale, **learn_columns(train, schema, base)
+            target=schema["target"], **scale, **learn_columns(rows, schema, base)
         )
 
     def build(self, codec: TabularRegressionCodec) -> Learner:

@@ -14,6 +14,7 @@ from models.text_cnn import TextCNN
 from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_fields
 from tasks.parts.column_types import to_text
 from tasks.parts.columns import Columns
+from tasks.parts.examples import pieces
 from tasks.parts.labels import (
     CLASSIFICATION_METRICS,
     LabelCodec,
@@ -73,6 +74,7 @@ class TextClassification(Task):
         AUTO, description="Tokens of a text that are read; the rest is cut. A base brings its own."
     )
 
+    bulky = ("text",)
     input_type: ClassVar[type[BaseModel]] = TextInput
     prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
     codec_type = TextClassificationCodec
@@ -127,15 +129,16 @@ class TextClassification(Task):
 
     def learn_codec(
         self,
-        train: pl.DataFrame,
+        train: pl.LazyFrame,
         schema: Mapping[str, Any],
         base: TextClassificationCodec | None = None,
     ) -> TextClassificationCodec:
-        labels, counts = count_labels(train["label"])
-        vocabulary = base.vocabulary if base is not None else self._learn(train["text"].to_list())
+        labels, counts = count_labels(train.select("label").collect()["label"])
+        vocabulary = base.vocabulary if base is not None else self._learn(train.select("text"))
         return TextClassificationCodec(labels=labels, counts=counts, vocabulary=vocabulary)
 
-    def _learn(self, texts: list[str]) -> Vocabulary:
+    def _learn(self, examples: pl.LazyFrame) -> Vocabulary:
+        texts = (text for piece in pieces(examples) for text in piece["text"])
         return Vocabulary(tokenizer=self.tokenizer.learn(texts), max_length=self.max_length)
 
     def build(self, codec: TextClassificationCodec) -> Learner:

@@ -3,20 +3,13 @@
 import fcntl
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from hashlib import sha256
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-from tasks.parts.columns import Columns, Dense, Ragged
-
 _LEFT_OVER_SECONDS = 86_400
-_COLUMNS: Mapping[str, type[Dense] | type[Ragged]] = {"Dense": Dense, "Ragged": Ragged}
+_LOOK_SECONDS = 0.2
 
 
 class Cache:
@@ -34,11 +27,21 @@ class Cache:
         while self._in_use:
             os.close(self._in_use.popitem()[1])
 
-    def get(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The file `name`, written by `make(path)` if it is not there; stays until `close`."""
+    def get(
+        self,
+        name: str,
+        make: Callable[[Path], object],
+        waiting: Callable[[], object] = lambda: None,
+    ) -> Path:
+        """The file `name`, written by `make(path)` if it is not there; stays until `close`.
+
+        While another trainer makes it, this one waits for that, and calls `waiting` now and then.
+        """
         path = self._folder / name
         while not self._lock(path):
-            self._write(path, make)
+            with _alone_in(self._folder / f".new-{name}", waiting) as folder:
+                if not path.exists():  # nor made by the trainer that was waited for
+                    _write(folder / name, make).replace(path)
         os.utime(path)
         self._evict()
         return path
@@ -58,14 +61,6 @@ class Cache:
         self._in_use[path.name] = file
         return True
 
-    def _write(self, path: Path, make: Callable[[Path], object]) -> None:
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as folder:
-            new = Path(folder) / path.name
-            make(new)
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
-            new.replace(path)
-
     def _evict(self) -> None:
         files = [(p.stat(), p) for p in self._folder.iterdir() if not p.name.startswith(".")]
         over = sum(stat.st_size for stat, _ in files) - self._limit
@@ -74,6 +69,47 @@ class Cache:
                 return
             if _removed(path):
                 over -= stat.st_size
+
+
+@contextmanager
+def _alone_in(folder: Path, waiting: Callable[[], object]) -> Iterator[Path]:
+    """A folder that is made for one trainer at a time; the next one comes when it is done, or dead."""
+    while (lock := _enter(folder, waiting)) is None:
+        pass
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+        os.close(lock)
+
+
+def _enter(folder: Path, waiting: Callable[[], object]) -> int | None:
+    """A descriptor that locks the folder; None when the folder that was waited for is gone."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileNotFoundError), ExitStack() as leaving:
+        lock = os.open(folder, os.O_RDONLY)
+        leaving.callback(os.close, lock)
+        while not _locked(lock):
+            waiting()
+            time.sleep(_LOOK_SECONDS)
+        if os.path.samestat(os.fstat(lock), folder.stat()):
+            leaving.pop_all()
+            return lock
+    return None
+
+
+def _locked(file: int) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _write(path: Path, make: Callable[[Path], object]) -> Path:
+    make(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path
 
 
 def _remove_left_over(folder: Path) -> None:
@@ -91,42 +127,3 @@ def _removed(path: Path) -> bool:
         path.unlink()
         return True
     return False
-
-
-def columns_name(blob_id: str, task: str, codec: str) -> str:
-    """The file name of a split's columns: a function of its bytes and of all that encoded them."""
-    key = sha256("\0".join((blob_id, task, codec)).encode()).hexdigest()
-    return f"{key}.columns.safetensors"
-
-
-def save_columns(columns: Columns, path: Path) -> None:
-    """Write columns so that `load_columns` maps them into memory instead of reading them."""
-    tensors, kinds = {}, {}
-    for role in ("inputs", "targets"):
-        for place, column in enumerate(getattr(columns, role)):
-            kinds[f"{role}.{place}"] = type(column).__name__
-            for name, tensor in column.tensors().items():
-                tensors[f"{role}.{place}.{name}"] = tensor.contiguous().clone()
-    save_file(tensors, path, metadata=kinds)
-
-
-def load_columns(path: Path) -> Columns:
-    """Columns whose bytes stay in the file until they are looked at."""
-    with safe_open(path, framework="pt") as file:
-        kinds = file.metadata()
-    tensors = load_file(path)
-
-    def column(place: str) -> Dense | Ragged:
-        prefix = f"{place}."
-        fields = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        return _COLUMNS[kinds[place]](**fields)
-
-    def role(name: str) -> tuple[Dense | Ragged, ...]:
-        places = sorted((k for k in kinds if k.startswith(f"{name}.")), key=_number)
-        return tuple(column(place) for place in places)
-
-    return Columns(role("inputs"), role("targets"))
-
-
-def _number(place: str) -> int:
-    return int(place.rpartition(".")[2])

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -157,8 +158,8 @@ def prepare(desk: Desk) -> Ready:
     else:
         codec = spec.task.learn_codec(examples["train"], dataset.schema, base and base.codec)
     splits = {
-        name: materials.split(files[name], frame, spec.task, codec)
-        for name, frame in examples.items()
+        name: materials.split(files[name], rows, spec.task, codec, partial(go_on, desk))
+        for name, rows in examples.items()
     }
 
     choose_kernels(spec.training.precision, deterministic=spec.training.deterministic)
@@ -245,10 +246,15 @@ def publish(ready: Ready, desk: Desk) -> None:
 def heard(desk: Desk, work: Iterator[T]) -> Iterator[T]:
     """Work that ends early when the run is to end. Raises Told."""
     for piece in work:
-        command = desk.inbox.look()
-        if command not in (None, "stop"):
-            raise Told(command)
+        go_on(desk)
         yield piece
+
+
+def go_on(desk: Desk) -> None:
+    """Look whether the run is to end. Raises Told."""
+    command = desk.inbox.look()
+    if command not in (None, "stop"):
+        raise Told(command)
 
 
 def in_smaller_pieces(ready: Ready, devices: int) -> Spec | None:
@@ -283,7 +289,8 @@ def evaluate(desk: Desk) -> None:
     if split not in files:
         raise Invalid(Problem(("split",), "the data set has no such split", split, sorted(files)))
     examples = materials.examples(files[split])
-    found = materials.split(files[split], examples, trained.task, trained.codec)
+    busy = partial(go_on, desk)
+    found = materials.split(files[split], examples, trained.task, trained.codec, busy)
     *_, predictions = heard(desk, trained.answering(found.columns))
     assert predictions is not None
     result = trained.task.evaluate(predictions, found.examples)

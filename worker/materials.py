@@ -1,6 +1,7 @@
 """What a job works on: splits, encoded once per machine, and models trained before."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from store.tables import Checkpoint, Dataset
 from tasks import trained
 from tasks.base import Codec, Task
 from tasks.catalog import read_spec
+from tasks.parts.columns import Columns
 from tasks.trained import Trained
-from worker.cache import Cache, columns_name, load_columns, save_columns
+from worker.cache import Cache
+from worker.encoded import columns_name, load_columns, save_columns
 from worker.loop import Split
 
 
@@ -28,18 +31,35 @@ class Materials:
         with self._database.transaction(read_only=True) as session:
             return datasets.load(session, dataset_id), datasets.files(session, dataset_id)
 
-    def examples(self, blob_id: str) -> pl.DataFrame:
-        """The examples of the split that is this blob."""
-        return pl.read_parquet(self.blob(blob_id))
+    def examples(self, blob_id: str) -> pl.LazyFrame:
+        """The examples of the split that is this blob, none of them read yet."""
+        return pl.scan_parquet(self.blob(blob_id), glob=False)
 
-    def split(self, blob_id: str, examples: pl.DataFrame, task: Task, codec: Codec) -> Split:
-        """A split, encoded now or at any time before by the same codec. Raises Invalid."""
+    def split(
+        self,
+        blob_id: str,
+        examples: pl.LazyFrame,
+        task: Task,
+        codec: Codec,
+        busy: Callable[[], object],
+    ) -> Split:
+        """A split, encoded now or at any time before by the same codec. Raises Invalid.
+
+        `busy` is called between pieces of a large split, and while another trainer encodes it.
+        """
+
+        def pieces() -> Iterator[Columns]:
+            for place, piece in enumerate(codec.encode_pieces(examples)):
+                if place:
+                    busy()
+                yield piece
 
         def encode(path: Path) -> None:
-            save_columns(codec.encode(examples), path)
+            save_columns(pieces(), path)
 
         name = columns_name(blob_id, task.name, codec.model_dump_json())
-        return Split(load_columns(self._cache.get(name, encode)), examples)
+        columns = load_columns(self._cache.get(name, encode, busy))
+        return Split(columns, examples.drop(task.bulky).collect())
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         """Raises NotFound."""

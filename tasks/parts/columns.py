@@ -27,6 +27,10 @@ class Column(Protocol):
         """What to store; the keyword arguments that make the column again."""
         ...
 
+    def continued(self, values: int) -> dict[str, Tensor]:
+        """What to append to the `tensors` of a column with so many values to have this one's behind it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -45,6 +49,9 @@ class Dense:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values}
+
+    def continued(self, values: int) -> dict[str, Tensor]:
+        return self.tensors()
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,9 @@ class Ragged:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values, "offsets": self.offsets}
+
+    def continued(self, values: int) -> dict[str, Tensor]:
+        return {"values": self.values, "offsets": self.offsets[1:] + values}
 
 
 def ragged(sequences: Sequence[Sequence[int]]) -> Ragged:

@@ -3,7 +3,7 @@
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import Literal
@@ -46,7 +46,7 @@ class Tokenizer(Option):
     def empty(self) -> Rust:
         """A tokenizer without tokens."""
 
-    def learn(self, texts: Sequence[str]) -> str:
+    def learn(self, texts: Iterable[str]) -> str:
         """The learned tokenizer as JSON."""
         tokenizer = self.empty()
         tokenizer.normalizer = normalizers.Sequence(

@@ -63,7 +63,7 @@ def train(seed: int = 0, width: int = 8) -> Example:
 
 def _fit(spec: Spec, examples: Any, schema: dict[str, Any]) -> Trained:
     torch.manual_seed(0)
-    codec = spec.task.learn_codec(examples, schema)
+    codec = spec.task.learn_codec(examples.lazy(), schema)
     columns = codec.encode(examples)
     learner = spec.task.build(codec)
     learner.start(spec.training, None, 60)
@@ -115,7 +115,7 @@ def untrained(task: str) -> Example:
     facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
     spec = catalog.resolve(task, facts, None, Training(), None)
     torch.manual_seed(0)
-    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
+    codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema)
     return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)
 
 

@@ -45,7 +45,7 @@ class Fitted(NamedTuple):
 @cache
 def codec(name: str) -> Codec:
     data = checked(name)
-    return spec(name).task.learn_codec(data.splits["train"], data.schema)
+    return spec(name).task.learn_codec(data.splits["train"].lazy(), data.schema)
 
 
 def fit(name: str) -> Trained:
@@ -215,7 +215,7 @@ def test_a_malformed_input_is_named(name: str, value: Any) -> None:
 @every
 def test_a_codec_keeps_what_a_base_relies_on(name: str) -> None:
     data, task = checked(name), spec(name).task
-    again = task.learn_codec(data.splits["train"].head(60), data.schema, codec(name))
+    again = task.learn_codec(data.splits["train"].head(60).lazy(), data.schema, codec(name))
     shapes = [
         {n: t.shape for n, t in task.build(c).state_dict().items()} for c in (codec(name), again)
     ]

@@ -239,7 +239,7 @@ def task(data: Checked) -> ImageClassification:
 
 @pytest.fixture
 def codec(task: ImageClassification, data: Checked) -> ImageCodec:
-    return task.learn_codec(data.splits["train"], data.schema)
+    return task.learn_codec(data.splits["train"].lazy(), data.schema)
 
 
 def test_a_codec_survives_json(codec: ImageCodec, data: Checked) -> None:
@@ -274,14 +274,14 @@ def test_images_of_one_shade_can_be_learned_from(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 7).save(file, "PNG")
     flat = {f"{label}/{number}.png": file.getvalue() for label in "ab" for number in range(4)}
     data = checked(flat, tmp_path)
-    codec = task_for(data).learn_codec(data.splits["train"], data.schema)
+    codec = task_for(data).learn_codec(data.splits["train"].lazy(), data.schema)
     assert codec.std == [1.0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_requests_are_encoded_as_the_data_set_is(channels: int, data: Checked) -> None:
     task = task_for(data, image_size=8, channels=channels)
-    codec = task.learn_codec(data.splits["train"], data.schema)
+    codec = task.learn_codec(data.splits["train"].lazy(), data.schema)
     examples = data.splits["validation"]
     values = [base64.b64encode(image).decode() for image in examples["image"]]
     sent = codec.encode_inputs(codec.read_inputs(values))
@@ -446,7 +446,7 @@ def test_a_new_task_takes_over_the_backbone_and_how_pixels_are_read(
     others = {name.replace("lying", "flat"): image for name, image in pictures(8, size=20).items()}
     wanted = checked(others, tmp_path)
     successor = task_for(wanted, image_size=24)
-    theirs = successor.learn_codec(wanted.splits["train"], wanted.schema, codec)
+    theirs = successor.learn_codec(wanted.splits["train"].lazy(), wanted.schema, codec)
     assert theirs.labels == ["flat", "standing"]
     assert (theirs.side, theirs.mean, theirs.std) == (codec.side, codec.mean, codec.std)
     assert not successor.same_outputs(theirs, codec)
@@ -465,7 +465,7 @@ def test_a_new_task_takes_over_the_backbone_and_how_pixels_are_read(
 def test_a_base_that_reads_no_images_is_refused(task: ImageClassification, data: Checked) -> None:
     texts = object()
     with pytest.raises(Invalid, match="does not read images"):
-        task.learn_codec(data.splits["train"], data.schema, texts)
+        task.learn_codec(data.splits["train"].lazy(), data.schema, texts)
 
 
 def test_rare_classes_can_weigh_more(task: ImageClassification, codec: ImageCodec) -> None:

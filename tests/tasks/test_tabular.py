@@ -53,7 +53,7 @@ def problems(folder: Path, *contents: str, **options: Any) -> list[Problem]:
 
 def codec_of(data: Checked, base: Any = None) -> TabularClassificationCodec:
     task = TabularClassification(architecture=Linear())
-    return task.learn_codec(data.splits["train"], data.schema, base)
+    return task.learn_codec(data.splits["train"].lazy(), data.schema, base)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ NUMBERS = "a,b,y\n" + "".join(f"{i},{i % 3},{10 * i}\n" for i in range(30))
 def test_predictions_are_in_the_unit_of_the_target(tmp_path: Path) -> None:
     data = check(tmp_path, NUMBERS, task=TabularRegression)
     task = TabularRegression(architecture=Linear())
-    codec = task.learn_codec(data.splits["train"], data.schema)
+    codec = task.learn_codec(data.splits["train"].lazy(), data.schema)
     targets = codec.encode(data.splits["validation"]).targets[0].tensors()["values"]
     assert targets.shape == (6, 1)
     predictions = codec.decode(targets)
@@ -407,10 +407,10 @@ def test_a_target_that_does_not_vary_is_refused(tmp_path: Path) -> None:
 def test_a_base_keeps_the_scale_of_the_same_target(tmp_path: Path) -> None:
     data = check(tmp_path, NUMBERS, task=TabularRegression)
     task = TabularRegression(architecture=Linear())
-    base = task.learn_codec(data.splits["train"], data.schema)
+    base = task.learn_codec(data.splits["train"].lazy(), data.schema)
     half = data.splits["train"].head(9)
-    assert task.same_outputs(task.learn_codec(half, data.schema, base), base)
-    assert not task.same_outputs(task.learn_codec(half, data.schema), base)
+    assert task.same_outputs(task.learn_codec(half.lazy(), data.schema, base), base)
+    assert not task.same_outputs(task.learn_codec(half.lazy(), data.schema), base)
 
 
 def test_the_choice_of_an_architecture_is_made_by_the_data(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_what_is_left_open_is_chosen_by_the_lengths(tokenizer: Tokenizer, tmp_pa
     data = check(tmp_path, "text,label\n" + "one two three four,a\nfive six,b\n" * 10)
     facts = Facts(data.schema, {"train": 16, "validation": 4})
     task = TextClassification(tokenizer=tokenizer).resolve(facts)
-    words = task.learn_codec(data.splits["train"], data.schema).vocabulary
+    words = task.learn_codec(data.splits["train"].lazy(), data.schema).vocabulary
     longest = max(map(len, words.ids(data.splits["train"]["text"])))
     assert 1 < longest <= task.max_length <= 512
 
@@ -220,7 +220,7 @@ def test_inputs_encode_as_their_frame_does(codec: TextClassificationCodec) -> No
 def test_a_base_brings_its_vocabulary(codec: TextClassificationCodec, tmp_path: Path) -> None:
     data = check(tmp_path, "text,label\n" + "good,1\nbad,0\n" * 10)
     task = TextClassification(architecture=BagOfEmbeddings(), tokenizer=Words(), max_length=8)
-    learned = task.learn_codec(data.splits["train"], data.schema, codec)
+    learned = task.learn_codec(data.splits["train"].lazy(), data.schema, codec)
     assert learned.vocabulary == codec.vocabulary
     assert learned.labels == ["0", "1"]
     assert not task.same_outputs(learned, codec)

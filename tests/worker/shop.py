@@ -86,7 +86,7 @@ class Shop:
         checked = kind.check(uploads, kind.options_type.model_validate(given))
         files = {}
         for split, frame in checked.splits.items():
-            frame.write_parquet(path := self.folder / f"{split}.parquet")
+            frame.write_parquet(path := self.folder / f"{split}.parquet", row_group_size=10)
             files[split] = blobs.put(self.database, path)
         found: Dataset = self.act(
             datasets.create,

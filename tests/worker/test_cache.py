@@ -1,18 +1,17 @@
-"""The cache of encoded splits: whole files, mapped and not read, the least lately used ones gone first."""
+"""The cache: whole files, each made once, the least lately used ones gone first."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
-from tasks.parts.columns import Columns, Dense, ragged
-from worker.cache import Cache, columns_name, load_columns, save_columns
+from worker.cache import Cache
 
 
 def kilobyte(path: Path) -> None:
@@ -81,33 +80,84 @@ def test_what_killed_trainers_left_half_written_goes_after_a_day(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == [".new-young"]
 
 
-def test_columns_come_back_as_they_were(tmp_path: Path) -> None:
-    columns = Columns(
-        (ragged([[5, 6], [], [7]]), Dense(torch.arange(6).view(3, 2).to(torch.uint8))),
-        (Dense(torch.tensor([0.5, -1.0, 2.0], dtype=torch.bfloat16)),),
-    )
-    save_columns(columns, tmp_path / "columns")
-    found = load_columns(tmp_path / "columns")
-    for one, other in zip(
-        (*columns.inputs, *columns.targets), (*found.inputs, *found.targets), strict=True
-    ):
-        assert type(one) is type(other)
-        assert all(torch.equal(t, other.tensors()[name]) for name, t in one.tensors().items())
-        assert all(t.dtype == other.tensors()[name].dtype for name, t in one.tensors().items())
+MAKER = """
+import sys, time, pathlib
+from worker.cache import Cache
+
+folder, marks = map(pathlib.Path, sys.argv[1:])
+
+def make(path):
+    with marks.open("a") as file:
+        file.write("begun\\n")
+    print("makes it", flush=True)
+    sys.stdin.readline()
+    path.write_bytes(bytes(1000))
+
+Cache(folder, 10_000).get("a", make, lambda: print("waits", flush=True))
+print("has it", flush=True)
+"""
 
 
-def test_columns_are_mapped_and_not_read(tmp_path: Path) -> None:
-    save_columns(Columns((Dense(torch.zeros(2**20)),)), tmp_path / "columns")
-    found = load_columns(tmp_path / "columns")
-    assert f" {tmp_path / 'columns'}" in Path("/proc/self/maps").read_text()
-    assert found.examples == 2**20
+@contextmanager
+def makers(folder: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes of which each makes the same file, once it is sent a line."""
+    command = [sys.executable, "-c", MAKER, str(folder / "cache"), str(folder / "marks")]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with ExitStack() as started:
+        yield [
+            started.enter_context(subprocess.Popen(command, env=environment, **pipes))
+            for _ in range(count)
+        ]
 
 
-def test_another_codec_or_task_has_columns_of_its_own() -> None:
-    names = {
-        columns_name("b", "t", "{}"),
-        columns_name("b", "t", "[]"),
-        columns_name("b", "u", "{}"),
-    }
-    assert len(names) == 3
-    assert columns_name("b", "t", "{}") in names
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def told(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def last_heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.read().split("\n")[-2]
+
+
+def test_of_two_trainers_that_need_a_file_one_makes_it_and_the_other_waits(tmp_path: Path) -> None:
+    with makers(tmp_path, 2) as processes:
+        said = [heard(process) for process in processes]
+        assert sorted(said) == ["makes it", "waits"]
+        told(processes[said.index("makes it")])
+        assert [last_heard(process) for process in processes] == ["has it", "has it"]
+    assert (tmp_path / "marks").read_text() == "begun\n"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["a"]
+
+
+def test_a_trainer_makes_itself_what_the_one_it_waited_for_died_over(tmp_path: Path) -> None:
+    with makers(tmp_path, 2) as processes:
+        said = [heard(process) for process in processes]
+        processes[said.index("makes it")].kill()
+        other = processes[said.index("waits")]
+        told(other)
+        assert last_heard(other) == "has it"
+    assert (tmp_path / "marks").read_text() == "begun\n" * 2
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["a"]
+
+
+def test_a_trainer_that_is_to_end_does_not_wait_any_longer(tmp_path: Path) -> None:
+    class Told(Exception):
+        pass
+
+    def look() -> None:
+        raise Told
+
+    with makers(tmp_path, 1) as (process,):
+        assert heard(process) == "makes it"
+        with closing(Cache(tmp_path / "cache", 10_000)) as cache, pytest.raises(Told):
+            cache.get("a", kilobyte, look)
+        told(process)
+        assert heard(process) == "has it"

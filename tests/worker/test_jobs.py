@@ -28,8 +28,8 @@ from store.tables import Job
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import save_weights
 from tests.worker.shop import Crash, Orders, Shop, crash, rows, texts
-from worker.cache import save_columns
 from worker.desk import Desk
+from worker.encoded import save_columns
 from worker.materials import Materials
 from worker.trainer import Exit
 

@@ -46,7 +46,7 @@ def course(
     asked = kind.model_validate({"name": task, "architecture": architecture, **fields})
     given = Training.model_validate({"epochs": 3, "batch_size": 16} | (training or {}))
     spec = catalog.resolve(task, facts, asked, given, None)
-    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
+    codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema)
     splits = {name: Split(codec.encode(frame), frame) for name, frame in checked.splits.items()}
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)

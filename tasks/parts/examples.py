@@ -1,0 +1,24 @@
+"""Examples that may be larger than memory, read piece by piece."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+PIECE_BYTES = 64 << 20
+"""Memory that one piece takes, about."""
+_FIRST, _GROWTH = 16, 64
+
+
+def pieces(examples: pl.LazyFrame, piece_bytes: int | None = None) -> Iterator[pl.DataFrame]:
+    """All examples in their order, about so many bytes at a time; one empty piece when there are none."""
+    start, rows = 0, _FIRST
+    while True:
+        piece = examples.slice(start, rows).collect()
+        if start == 0 or piece.height:
+            yield piece
+        if piece.height < rows:
+            return
+        start += piece.height
+        # Sizes are known only of what was read, so what follows is not much more of it at once.
+        fitting = int((piece_bytes or PIECE_BYTES) * piece.height / max(1, piece.estimated_size()))
+        rows = max(1, min(fitting, rows * _GROWTH))
