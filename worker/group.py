@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.base import Batch, Learner
 from tasks.base import Metrics
-from tasks.parts.columns import Columns
+from worker.feed import Source
 
 T = TypeVar("T")
 Points = list[tuple[int, int, Metrics]]
@@ -52,9 +52,13 @@ class Group:
     def enter_epoch(self, learner: Learner) -> None:
         """Get ready for an epoch that the learner has entered."""
 
-    def share(self, columns: Columns, index: Tensor) -> Batch:
+    def part(self, index: Tensor) -> Tensor:
+        """Which of a step's examples (B,) this process learns from."""
+        return index
+
+    def share(self, source: Source, index: Tensor) -> Batch:
         """What this process learns from in a step whose examples are at `index` (B,)."""
-        return columns.batch(index)
+        return source.batch(self.part(index))
 
     def due(self, step: int, waited: float, interval: float) -> bool:
         """Whether the loop is to report after `step` steps, `waited` seconds after the last time."""
@@ -116,14 +120,18 @@ class Together(Group):
             self._learner, self._learning, self._is_tried_out = learner, learning, False
             learner.together = self._gradients
 
-    def share(self, columns: Columns, index: Tensor) -> Batch:
-        """The part of the examples that is this process's; one that counts nothing where it has no part."""
+    def part(self, index: Tensor) -> Tensor:
+        """An even part of the examples; where there is none for this process, one that counts nothing."""
+        part = index.tensor_split(self.size)[self.rank]
+        return part if len(part) else index[:1]
+
+    def share(self, source: Source, index: Tensor) -> Batch:
         if self._steps == 0:
             self._began = time.monotonic()
         self._steps += 1
-        part = index.tensor_split(self.size)[self.rank]
-        self._whole, self._mine = len(index), len(part)
-        return columns.batch(part if len(part) else index[:1])
+        self._whole = len(index)
+        self._mine = len(index.tensor_split(self.size)[self.rank])
+        return super().share(source, index)
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of all shares; returns what this share adds to it ()."""

@@ -16,6 +16,7 @@ from models.parts.training import Training
 from tasks.base import Metrics
 from tasks.parts.columns import Columns
 from tasks.trained import Trained
+from worker.feed import feed
 from worker.group import ALONE, Group, Points
 
 CURVE_POINTS_PER_EPOCH = 50
@@ -109,19 +110,20 @@ def fit(
         total = torch.tensor(
             0.0 if group.rank else state.loss_sum, dtype=torch.float64, device=device
         )
-        while done < len(batches):
-            batch = group.share(train.columns, batches[done]).to(device)
-            seed_step(training.seed, epoch, step, group.rank)
-            loss = learner.train_step(batch, step)
-            total += loss
-            step, done = step + 1, done + 1
-            if done % every == 0:
-                points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
-            if group.due(step, time.monotonic() - reported, interval):
-                loss_sum, points = _read(group, total, points, step, interval)
-                state = _at(state, step, done, loss_sum)
-                yield Progress(state, plan, points)
-                points, reported = [], time.monotonic()
+        with feed(train.columns, map(group.part, batches[done:]), device) as source:
+            while done < len(batches):
+                batch = group.share(source, batches[done]).to(device)
+                seed_step(training.seed, epoch, step, group.rank)
+                loss = learner.train_step(batch, step)
+                total += loss
+                step, done = step + 1, done + 1
+                if done % every == 0:
+                    points.append((step, epoch + 1, {"train/loss": loss}))  # type: ignore[dict-item]
+                if group.due(step, time.monotonic() - reported, interval):
+                    loss_sum, points = _read(group, total, points, step, interval)
+                    state = _at(state, step, done, loss_sum)
+                    yield Progress(state, plan, points)
+                    points, reported = [], time.monotonic()
 
         loss_sum, points = _read(group, total, points, step, interval)
         state = _at(state, step, done, loss_sum)
