@@ -79,7 +79,7 @@ def _alone_in(folder: Path, waiting: Callable[[], object]) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

@@ -44,7 +44,7 @@ class State(Plain):
 
 @dataclass(frozen=True)
 class Split:
-    """A split twice: encoded for the learner, and as examples for the score."""
+    """A split twice: encoded for the learner, and as examples, less bulky columns, for the score."""
 
     columns: Columns
     examples: pl.DataFrame

@@ -9,8 +9,8 @@ PIECE_BYTES = 64 << 20
 _FIRST, _GROWTH = 16, 64
 
 
-def pieces(examples: pl.LazyFrame, piece_bytes: int | None = None) -> Iterator[pl.DataFrame]:
-    """All examples in their order, about so many bytes at a time; one empty piece when there are none."""
+def pieces(examples: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """All examples in their order, some at a time; one empty piece when there are none."""
     start, rows = 0, _FIRST
     while True:
         piece = examples.slice(start, rows).collect()
@@ -20,5 +20,5 @@ def pieces(examples: pl.LazyFrame, piece_bytes: int | None = None) -> Iterator[p
             return
         start += piece.height
         # Sizes are known only of what was read, so what follows is not much more of it at once.
-        fitting = int((piece_bytes or PIECE_BYTES) * piece.height / max(1, piece.estimated_size()))
+        fitting = int(PIECE_BYTES * piece.height / max(1, piece.estimated_size()))
         rows = max(1, min(fitting, rows * _GROWTH))

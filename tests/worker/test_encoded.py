@@ -65,9 +65,10 @@ def test_a_split_encodes_in_pieces_as_it_does_at_once(
 def test_pieces_are_as_large_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pl.DataFrame({"number": range(1_000)})  # of 8 bytes each
     monkeypatch.setattr(examples, "_FIRST", 10)
-    sizes = [piece.height for piece in examples.pieces(frame.lazy(), 800)]
-    assert sizes == [10, *[100] * 9, 90]
-    assert pl.concat(examples.pieces(frame.lazy(), 800)).equals(frame)
+    monkeypatch.setattr(examples, "PIECE_BYTES", 800)
+    found = list(examples.pieces(frame.lazy()))
+    assert [piece.height for piece in found] == [10, *[100] * 9, 90]
+    assert pl.concat(found).equals(frame)
     assert [piece.height for piece in examples.pieces(frame.clear().lazy())] == [0]
 
 
