@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.options import Option
-from models.parts.precision import Precision, autocast
+from models.parts.precision import Precision, autocast, scaling
 from models.parts.training import Training, Transfer
 
 PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
@@ -57,6 +57,8 @@ class Learner(nn.Module):
     """Pieces a batch is cut into to save memory; gradients are summed, the result is the same."""
     precision: Precision = "float32"
     """What `loss` computes in."""
+    loss_scale = torch.amp.GradScaler("cpu", enabled=False)
+    """What losses are multiplied with on their way to gradients, which float16 needs."""
     accumulates: ClassVar[bool] = True
     """Whether `micro_batches` means anything to it."""
     together: Callable[[Batch], Tensor] | None = None
@@ -85,6 +87,7 @@ class Learner(nn.Module):
         """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
         self.training_plan, self.transfer, self.steps = training, transfer, steps
         self.micro_batches, self.precision = training.micro_batches, training.precision
+        self.loss_scale = scaling(self.precision, next(self.parameters()).device)
         self.optimizers = {"main": training.optimizer.build(self.parameter_groups())}
         for group in self.optimizers["main"].param_groups:
             group["full_lr"] = group["lr"]
@@ -104,11 +107,13 @@ class Learner(nn.Module):
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
         total = (self.together or self._accumulate)(batch)
+        self.loss_scale.unscale_(optimizer)
         if plan.clipping.value is not None:
             nn.utils.clip_grad_value_(self.parameters(), plan.clipping.value)
         if plan.clipping.norm is not None:
             nn.utils.clip_grad_norm_(self.parameters(), plan.clipping.norm)
-        optimizer.step()
+        self.loss_scale.step(optimizer)
+        self.loss_scale.update()
         optimizer.zero_grad(set_to_none=True)
         return total
 
@@ -116,12 +121,12 @@ class Learner(nn.Module):
         """Gradients of the batch's mean loss, piece by piece; returns that loss ()."""
         if self.micro_batches == 1:
             loss = self.loss(batch)
-            loss.backward()
+            self.loss_scale.scale(loss).backward()
             return loss.detach()
         total, whole = torch.zeros((), device=batch.inputs[0].device), self.weight(batch)
         for part in batch.split(self.micro_batches):
             loss = self.loss(part) * (self.weight(part) / whole)
-            loss.backward()
+            self.loss_scale.scale(loss).backward()
             total += loss.detach()
         return total
 

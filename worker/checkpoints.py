@@ -117,7 +117,7 @@ class Checkpoints:
         is_best = best is not None and best.at.state.step == at.state.step
         rows = [self._row(at, last, is_best=is_best)]
         if best is not None and not is_best:
-            rows.insert(0, self._row(best.at, Snapshot(best.weights, {}, {}), is_best=True))
+            rows.insert(0, self._row(best.at, Snapshot(best.weights, {}, {}, {}), is_best=True))
         with self._database.transaction() as session:
             for row in rows:
                 checkpoints.publish(session, self._job.id, self._job.lease_epoch, **row)
@@ -140,6 +140,7 @@ class Checkpoints:
                     "loop": state.model_dump(mode="json"),
                     "seconds": at.seconds,
                     "optimizers": taken.settings,
+                    "loss_scale": taken.loss_scale,
                 },
                 "spec": self._job.spec,
             }
@@ -194,6 +195,7 @@ def restore(learner: Learner, checkpoint: Checkpoint, materials: Materials) -> P
     memory = load_file(materials.blob(checkpoint.state_blob)) if checkpoint.state_blob else {}
     weights = load_file(materials.blob(checkpoint.weights_blob))
     settings = checkpoint.state["optimizers"] if memory else {}
-    snapshots.put_back(learner, Snapshot(weights, memory, settings))
+    loss_scale = checkpoint.state.get("loss_scale", {})
+    snapshots.put_back(learner, Snapshot(weights, memory, settings, loss_scale))
     state = State.model_validate(checkpoint.state["loop"])
     return Position(state, checkpoint.state["seconds"])

@@ -152,7 +152,7 @@ class Together(Group):
             with nullcontext() if piece is pieces[-1] else spread.no_sync():
                 loss = spread(piece) * (learner.weight(piece) * counts / whole)
                 # What is exchanged is averaged, and is to be summed.
-                (loss * self.size).backward()
+                learner.loss_scale.scale(loss * self.size).backward()
             total += loss.detach()
         return total
 

@@ -17,6 +17,8 @@ class Snapshot(NamedTuple):
     """What the optimizers remember, as `<optimizer>/<parameter>/<name>`."""
     settings: dict[str, Any]
     """What they remember besides tensors, ready for JSON."""
+    loss_scale: dict[str, Any]
+    """How losses are scaled by now, ready for JSON; empty where they are not."""
 
 
 def take(learner: Learner) -> Snapshot:
@@ -31,7 +33,9 @@ def take(learner: Learner) -> Snapshot:
             memory |= {f"{name}/{place}/{key}": tensor for key, tensor in tensors.items()}
             plain = {k: v for k, v in remembered.items() if k not in tensors}
             settings[name]["state"][str(place)] = plain
-    return Snapshot(take_weights(learner), _copied(memory), settings)
+    return Snapshot(
+        take_weights(learner), _copied(memory), settings, learner.loss_scale.state_dict()
+    )
 
 
 def take_weights(learner: Learner) -> dict[str, Tensor]:
@@ -49,6 +53,8 @@ def put_back(learner: Learner, snapshot: Snapshot) -> None:
             if optimizer == name:
                 state[int(place)][field] = tensor
         learner.optimizers[name].load_state_dict({"param_groups": kept["groups"], "state": state})
+    if snapshot.loss_scale:
+        learner.loss_scale.load_state_dict(snapshot.loss_scale)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

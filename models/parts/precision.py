@@ -6,23 +6,42 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["device", "float32", "tf32", "bfloat16"]
+Precision = Literal["device", "float32", "tf32", "bfloat16", "float16"]
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Around a forward pass: what suits it is computed in half the bits (Micikevicius et al., 2018).
 
-    Weights and their updates stay float32. bfloat16 reaches as far as float32, so that losses need no scaling.
+    Weights and their updates stay float32.
     """
-    halved = _halves(precision, device.type)
-    return torch.autocast(device.type, torch.bfloat16) if halved else nullcontext()
+    halved = _halved(precision, device.type)
+    return nullcontext() if halved is None else torch.autocast(device.type, halved)
+
+
+def scaling(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """What keeps the gradients of float16 from vanishing: losses are scaled up, as far as nothing overflows.
+
+    It does nothing in other precisions: bfloat16 reaches as far as float32. A step whose gradients overflow
+    is left out, and the scale halved (Micikevicius et al., 2018).
+    """
+    scales = _halved(precision, device.type) is torch.float16
+    return torch.amp.GradScaler(device.type, enabled=scales)
 
 
 @cache
-def _halves(precision: Precision, device_type: str) -> bool:
-    if precision == "device":
-        return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"
+def _halved(precision: Precision, device_type: str) -> torch.dtype | None:
+    """The type of half the bits to compute in, if any."""
+    match precision:
+        case "bfloat16":
+            return torch.bfloat16
+        case "float16":
+            return torch.float16
+        case "device" if device_type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
+            # Those of Volta and Turing multiply float16 fast; older ones have no such units.
+            return torch.float16 if torch.cuda.get_device_capability()[0] == 7 else None
+    return None
 
 
 def choose_kernels(precision: Precision, *, deterministic: bool) -> None:

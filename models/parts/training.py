@@ -44,9 +44,10 @@ class Training(Plain):
     )
     precision: Precision = Field(
         "device",
-        description="What the network computes in while it learns: `bfloat16`, `tf32` (float32 that GPUs "
-        "multiply with fewer bits), `float32`, or what suits the `device`: bfloat16 on GPUs made for it, and "
-        "float32 elsewhere. Weights are float32 in any case.",
+        description="What the network computes in while it learns: `bfloat16`, `float16`, `tf32` (float32 that GPUs "
+        "multiply with fewer bits), `float32`, or what suits the `device`: bfloat16 on GPUs made for it, float16 on "
+        "older ones made for that, and float32 elsewhere. Weights are float32 in any case; with float16, "
+        "losses are scaled so that gradients neither vanish nor overflow.",
     )
     deterministic: bool = Field(
         True,

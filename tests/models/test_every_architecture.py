@@ -85,14 +85,15 @@ def test_it_learns_a_toy_rule(architecture: Architecture) -> None:
 @with_backbone
 def test_it_learns_in_half_the_bits_and_keeps_whole_weights(architecture: Architecture) -> None:
     data, losses = toys.examples(architecture, count=4), {}
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16", "float16"):
         learner = toys.build(architecture)
         plan = toys.plan(architecture).model_copy(update={"precision": precision})
         (losses[precision],) = toys.train(learner, plan, data, 1)
         assert all(weight.dtype == torch.float32 for weight in learner.parameters())
         assert toys.outputs(learner, data.inputs).dtype == torch.float32
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    for halved in ("bfloat16", "float16"):
+        assert losses[halved] != losses["float32"]
+        assert losses[halved] == pytest.approx(losses["float32"], rel=0.05)
 
 
 @every

@@ -1,6 +1,7 @@
 """Optimizers, schedules, clipping, losses, transfer and accumulation, on a real small network."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from models.linear import Linear
 from models.mlp import MLP
 from models.parts.losses import Absolute, CrossEntropy, Euclidean, Huber
 from models.parts.optimizers import SGD, AdamW, Optimizer
+from models.parts.precision import Precision
 from models.parts.schedules import Constant, Cosine, OneCycle, Schedule, Step
 from models.parts.training import Clipping, Training, Transfer
 from tests.models import toys
@@ -131,12 +133,12 @@ def test_the_rate_of_a_step_is_the_schedules() -> None:
 # Clipping
 
 
-def stride(clipping: Clipping) -> Tensor:
+def stride(clipping: Clipping, **chosen: object) -> Tensor:
     """What one step of plain gradient descent at rate 1 subtracts from the weights."""
     network, data = learner(), toys.examples(PLAIN)
     before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
     plan = training(optimizer=SGD(learning_rate=1, momentum=0)).model_copy(
-        update={"clipping": clipping}
+        update={"clipping": clipping, **chosen}
     )
     toys.train(network, plan, data, 1)
     return before - nn.utils.parameters_to_vector(network.parameters()).detach()
@@ -153,6 +155,54 @@ def test_clipping_by_value_bounds_each_gradient() -> None:
     free, clipped = stride(Clipping()), stride(Clipping(value=0.01))
     torch.testing.assert_close(clipped, free.clamp(-0.01, 0.01), atol=1e-6, rtol=1e-4)
     assert free.abs().max() > 0.02
+
+
+# Half the bits
+
+
+def test_losses_are_scaled_in_float16_alone() -> None:
+    for precision in get_args(Precision):
+        network = learner()
+        network.start(training().model_copy(update={"precision": precision}), None, 1)
+        assert network.loss_scale.is_enabled() == (precision == "float16")
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_float16_learns_with_scaled_losses(pieces: int) -> None:
+    plan = training(optimizer=AdamW(learning_rate=0.02))
+    halved = {"precision": "float16", "micro_batches": pieces}
+    network, data = learner(), toys.examples(PLAIN)
+    losses = toys.train(network, plan.model_copy(update=halved), data, 60)
+    assert losses[-1] < 0.5 * losses[0]
+    assert losses[0] < 2, "the loss is told as it is"
+    assert network.loss_scale.get_scale() > 1
+
+
+def test_clipping_looks_at_gradients_that_are_no_longer_scaled() -> None:
+    free, clipped = (
+        stride(clipping, precision="float16") for clipping in (Clipping(), Clipping(norm=0.01))
+    )
+    torch.testing.assert_close(free, stride(Clipping()), atol=1e-3, rtol=0.02)
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@every_optimizer
+def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(
+    optimizer: Optimizer,
+) -> None:
+    network, data = learner(), toys.examples(PLAIN)
+    plan = training(optimizer=optimizer).model_copy(update={"precision": "float16"})
+    network.start(plan, None, 3)
+    network.enter_epoch(0)
+    network.loss_scale.load_state_dict({**network.loss_scale.state_dict(), "scale": 2.0**60})
+    before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    network.train_step(data, 0)
+    assert nn.utils.parameters_to_vector(network.parameters()).equal(before)
+    assert network.loss_scale.get_scale() == 2.0**59
+    network.loss_scale.update(2.0**10)
+    network.train_step(data, 1)
+    assert not nn.utils.parameters_to_vector(network.parameters()).equal(before)
+    assert network.loss_scale.get_scale() == 2.0**10
 
 
 # Accumulation

@@ -39,6 +39,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "training": {"micro_batches": 3},
         "loss": {"class_weights": "balanced"},
     },
+    "float16": {"training": {"precision": "float16", "micro_batches": 2}},
     "clipping": {"training": {"clipping": {"norm": 0.05}}},
     "one example a step": {"training": {"batch_size": 1, "epochs": 1}},
     "a last batch of one": {"training": {"batch_size": 17}},

@@ -21,6 +21,12 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         MLP,
         {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
     ),
+    "float16": (
+        "tabular-classification",
+        rows(120).encode(),
+        MLP,
+        {"precision": "float16", "clipping": {"norm": 1.0}},
+    ),
     "adamw": ("tabular-classification", rows(120).encode(), MLP, {"optimizer": {"name": "adamw"}}),
     "adagrad": (
         "tabular-classification",
@@ -74,7 +80,8 @@ def fresh(case: str) -> Course:
 
 def through_json(snapshot: Snapshot) -> Snapshot:
     """As it comes back from the database."""
-    return snapshot._replace(settings=json.loads(json.dumps(snapshot.settings)))
+    settings, loss_scale = json.loads(json.dumps([snapshot.settings, snapshot.loss_scale]))
+    return snapshot._replace(settings=settings, loss_scale=loss_scale)
 
 
 def stops(case: str) -> list[tuple[State, Snapshot]]:
@@ -105,10 +112,10 @@ def test_a_training_resumed_anywhere_ends_with_the_same_bits(case: str) -> None:
 
 
 def optimizers(learner: Learner) -> str:
-    """Everything the optimizers remember."""
+    """Everything the optimizers remember, and how losses are scaled."""
     taken = snapshots.take(learner)
     tensors = {name: tensor.tolist() for name, tensor in taken.memory.items()}
-    return json.dumps([tensors, taken.settings])
+    return json.dumps([tensors, taken.settings, taken.loss_scale])
 
 
 def test_a_snapshot_is_a_copy() -> None:
