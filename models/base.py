@@ -2,12 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.parts.compiling import Compiled
 from models.parts.options import Option
 from models.parts.precision import Precision, autocast, scaling
 from models.parts.training import Training, Transfer
@@ -96,9 +98,26 @@ class Learner(nn.Module):
         """Parameters and their learning rates."""
         return [{"params": list(self.parameters())}]
 
+    def compile_for(self, samples: Sequence[Batch], *, ragged: bool) -> None:
+        """Learn by kernels made for such batches from the next epoch on, if there is anything to compile.
+
+        `ragged`: whether batches have many lengths beside those of the samples. Called after `start`.
+        """
+
     def enter_epoch(self, epoch: int) -> None:
         """Switch to training mode for `epoch` (0-based); everything here depends on `epoch` alone."""
         self.train()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Passes within that leave no trace: no gradients, no statistics, no numbers drawn."""
+        kept = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        place = next(self.parameters()).device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            yield
+        for buffer, value in kept:
+            buffer.copy_(value)
+        self.zero_grad(set_to_none=True)
 
     def train_step(self, batch: Batch, step: int) -> Tensor:
         """Learn from one batch in `step` (0-based over the whole training); returns its loss ()."""
@@ -175,6 +194,10 @@ class Supervised(Learner):
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
+        self.kernels: Compiled | None = None
+        self._samples: Sequence[Batch] = ()
+        self._learning: list[str] = []
+        """The weights that the kernels are made for."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.backbone(*inputs))
@@ -182,7 +205,7 @@ class Supervised(Learner):
 
     def loss(self, batch: Batch) -> Tensor:
         with autocast(self.precision, batch.inputs[0].device):
-            outputs = self(*batch.inputs)
+            outputs = (self.kernels or self)(*batch.inputs)
         loss: Tensor = self.criterion(outputs.float(), *batch.targets)
         return loss
 
@@ -202,12 +225,28 @@ class Supervised(Learner):
             },
         ]
 
+    def compile_for(self, samples: Sequence[Batch], *, ragged: bool) -> None:
+        graphs = not ragged and self.micro_batches == 1 and samples[0].inputs[0].is_cuda
+        self.kernels = Compiled(self.forward, ragged=ragged, graphs=graphs)
+        self._samples, self._learning = samples, []
+
     def enter_epoch(self, epoch: int) -> None:
         super().enter_epoch(epoch)
-        if self.transfer is None:
-            return
+        if self.transfer is not None:
+            self._freeze(self.transfer, epoch)
+        learning = [name for name, weight in self.named_parameters() if weight.requires_grad]
+        if self.kernels is not None and learning != self._learning:
+            self.kernels.make(self._rehearse)
+            self._learning = learning
+
+    def _rehearse(self) -> None:
+        with self.rehearsal():
+            for sample in self._samples:
+                self.loss(sample).backward()
+
+    def _freeze(self, transfer: Transfer, epoch: int) -> None:
         blocks = self.backbone.blocks()
-        learning = self.transfer.learning_blocks(len(blocks), epoch)
+        learning = transfer.learning_blocks(len(blocks), epoch)
         for place, block in enumerate(blocks):
             learns = place >= len(blocks) - learning
             block.requires_grad_(learns)

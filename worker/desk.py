@@ -1,8 +1,10 @@
 """What a trainer has at hand for its job, and the ways to hand the job back."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -89,14 +91,21 @@ def sit_down(
     try:
         yield Desk(persist(hold), database, materials, settings, assignment.device, inbox, group)
     finally:
+        shutil.rmtree(kernels_folder(assignment, settings), ignore_errors=True)
         cache.close()
         database.dispose()
 
 
-def settle(assignment: Assignment) -> None:
+def settle(assignment: Assignment, settings: WorkerSettings) -> None:
     """Have torch use the slot's cores, and be able to compute the same bits whenever it is asked the same."""
     torch.set_num_threads(assignment.threads)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kernels_folder(assignment, settings))
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     choose_kernels("float32", deterministic=True)  # until the job's own choice is known
     if assignment.device != "cpu":
         torch.cuda.set_device(assignment.device)
+
+
+def kernels_folder(assignment: Assignment, settings: WorkerSettings) -> Path:
+    """Where compiled kernels are loaded from: nobody else may write there."""
+    return settings.cache_dir / f".kernels-{assignment.job_id}"

@@ -4,6 +4,7 @@ import traceback
 from typing import Any
 
 from models.base import NotTransferable
+from models.parts.compiling import CannotCompile
 from models.parts.memory import ran_out
 from store.errors import NotFound
 from tasks.parts.problems import Invalid
@@ -28,11 +29,13 @@ def _code(error: Exception) -> str:
             return "not_transferable"
         case NotFound():
             return "not_found"
+        case CannotCompile():
+            return "cannot_compile"
     return "out_of_memory" if ran_out(error) else "internal"
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, Invalid | Diverged | NotTransferable | NotFound):
+    if isinstance(error, Invalid | Diverged | NotTransferable | NotFound | CannotCompile):
         return _sentence(str(error))
     if ran_out(error):
         return (

@@ -162,14 +162,9 @@ class Together(Group):
         Torch rearranges the buckets in which gradients are summed until it has seen two steps. A training
         that goes on would see them once more: sums of three or more numbers would be rounded otherwise.
         """
-        kept = [(buffer, buffer.clone()) for buffer in learner.buffers()]
-        place = batch.inputs[0].device
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        with learner.rehearsal():
             for _ in range(2):
                 spread(batch).backward()
-        for buffer, value in kept:
-            buffer.copy_(value)
-        learner.zero_grad(set_to_none=True)
         self._is_tried_out = True
 
     def due(self, step: int, waited: float, interval: float) -> bool:

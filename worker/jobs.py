@@ -48,7 +48,7 @@ def run(
 
     Of the processes of a `group`, rank 0 does it, and the others help. Raises what says that one is gone.
     """
-    settle(assignment)
+    settle(assignment, settings)
     try:
         with sit_down(assignment, settings, inbox, group) as desk:
             tell(desk) if group.rank == 0 else accompany(desk)
@@ -303,9 +303,10 @@ def opening(ready: Ready, desk: Desk) -> str:
     state, plan = ready.start.state, ready.plan
     begin = f"going on at step {state.step} with" if state.step else "training"
     pieces = ready.spec.training.micro_batches
+    compiled = ", compiled" if ready.spec.training.compile == "always" else ""
     cut = f", each batch in {pieces} pieces" if pieces > 1 else ""
     others = f" and {desk.group.size - 1} beside it" if desk.group.size > 1 else ""
     return (
         f"{begin} {ready.spec.task.architecture.name} on {ready.splits['train'].columns.examples} "
-        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}, on {desk.device}{others}"
+        f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}{compiled}, on {desk.device}{others}"
     )

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Learner
+from models.base import Batch, Learner
 from models.parts.options import Plain
 from models.parts.training import Training
 from tasks.base import Metrics
@@ -100,6 +100,9 @@ def fit(
     sample = _sample(train, len(validation.examples))
     every = max(1, plan.steps_per_epoch // CURVE_POINTS_PER_EPOCH)
     points: Points = []
+    if training.compile == "always" and not state.finished:
+        pieces = [piece.to(device) for piece in samples(learner, train.columns, training)]
+        learner.compile_for(pieces, ragged=train.columns.lengths is not None)
     reported = time.monotonic()
 
     while not state.finished:
@@ -170,6 +173,20 @@ def epoch_batches(learner: Learner, train: Columns, training: Training, epoch: i
     """The examples of each step of an epoch: a function of the seed and the epoch alone."""
     generator = torch.Generator().manual_seed(mix(training.seed, epoch, -1))
     return list(learner.batches(train.examples, train.lengths, training.batch_size, generator))
+
+
+def samples(learner: Learner, train: Columns, training: Training) -> list[Batch]:
+    """Examples of what a training learns from at a time, one of each size or, if ragged, of the largest.
+
+    A function of the seed alone.
+    """
+    pieces = {
+        len(piece): piece
+        for batch in reversed(epoch_batches(learner, train, training, epoch=0))
+        for piece in batch.chunk(training.micro_batches)
+    }
+    sizes = sorted(pieces, reverse=True)
+    return [train.batch(pieces[size]) for size in (sizes if train.lengths is None else sizes[:1])]
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:

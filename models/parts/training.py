@@ -9,7 +9,6 @@ from models.parts.options import AUTO, Auto, OneOf, Plain
 from models.parts.precision import Precision
 from models.parts.schedules import Schedule
 
-
 class Clipping(Plain):
     """Bounds on the gradient of one step."""
 
@@ -48,6 +47,12 @@ class Training(Plain):
         "multiply with fewer bits), `float32`, or what suits the `device`: bfloat16 on GPUs made for it, float16 on "
         "older ones made for that, and float32 elsewhere. Weights are float32 in any case; with float16, "
         "losses are scaled so that gradients neither vanish nor overflow.",
+    )
+    compile: Literal["never", "always"] = Field(
+        "never",
+        description="Learn by kernels made for the network (torch.compile), on a GPU by CUDA graphs where "
+        "batches all have the same size. Compiling takes from seconds to minutes at the start of each run. "
+        "Weights come out as good, but not the same as without.",
     )
     deterministic: bool = Field(
         True,
