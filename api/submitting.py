@@ -130,11 +130,14 @@ def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
 
 
 def _check_devices(asked: int, spec: Spec) -> None:
-    """Raises Invalid for several devices and an architecture that learns on one."""
+    """Raises Invalid for several devices and what learns on one."""
     architecture = spec.task.architecture
     if asked > 1 and not architecture.spreads:
         message = f"{architecture.name} cannot learn on several devices"
         raise Invalid(Problem(("resources", "devices"), message, asked, 1))
+    if asked > 1 and spec.training.compile != "never":
+        message = "a network that learns on several devices is not compiled"
+        raise Invalid(Problem(("training", "compile"), message, spec.training.compile, "never"))
 
 
 def chosen_queue(session: Session, asked: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from models.base import Architecture
 from models.parts.optimizers import AdamW
-from models.parts.options import OneOf, Plain
+from models.parts.options import AUTO, LARGEST, OneOf, Plain
 from models.parts.schedules import Cosine
 from models.parts.training import Training, Transfer
 from tasks.base import Facts, Task
@@ -110,8 +110,12 @@ def _resolve(training: Training, task: Task, facts: Facts) -> Training:
         "schedule": Cosine(warmup=0.05),
         **task.architecture.defaults(facts.examples),
     }
+    if not task.architecture.spreads:  # it follows no gradient
+        asked = AUTO if training.batch_size == LARGEST else training.batch_size
+        training = training.model_copy(update={"batch_size": asked, "compile": "never"})
     training = training.resolve(**chosen)
-    per_epoch = -(-facts.examples // training.batch_size)
+    usual = chosen["batch_size"] if training.batch_size == LARGEST else training.batch_size
+    per_epoch = -(-facts.examples // usual)
     # Enough steps to learn something from a small set, few enough passes over a large one.
     return training.resolve(epochs=max(5, min(60, -(-3_000 // per_epoch))))
 

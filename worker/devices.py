@@ -12,6 +12,7 @@ import pynvml
 
 CPU = "cpu"
 _MEMORY = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
 
 
 class Device(NamedTuple):
@@ -78,16 +79,33 @@ def find(asked: str, slots: int) -> list[Device]:
     return [_device(name) for name in names for _ in range(slots if name == CPU else 1)]
 
 
-def memory_free(device: Device) -> int | None:
-    """Bytes that nobody uses, where the machine tells."""
+def memory_free(name: str) -> int | None:
+    """Bytes of a device that nobody uses, where the machine tells; on the CPU, those of its container."""
     try:
-        if device.name != CPU:
-            with _gpu(device.name) as handle:
+        if name != CPU:
+            with _gpu(name) as handle:
                 return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-        lines = _MEMORY.read_text().splitlines()
-    except (pynvml.NVMLError, OSError):
+        available = _number(_MEMORY, "MemAvailable:") << 10
+    except (pynvml.NVMLError, OSError, StopIteration):
         return None
-    return next((int(s.split()[1]) << 10 for s in lines if s.startswith("MemAvailable:")), None)
+    left = _left_in_container()
+    return available if left is None else min(available, left)
+
+
+def _left_in_container() -> int | None:
+    """What a control group (version 2) may still use; files that it only read go when they have to."""
+    try:
+        limit = int((_GROUP / "memory.max").read_text())
+        used = int((_GROUP / "memory.current").read_text())
+        return max(0, limit - used + _number(_GROUP / "memory.stat", "inactive_file"))
+    except (OSError, ValueError, StopIteration):  # there is none, or its limit is "max"
+        return None
+
+
+def _number(table: Path, name: str) -> int:
+    """The number beside a name in a table. Raises OSError and StopIteration."""
+    lines = table.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def cores() -> int:

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from models.parts.memory import ran_out
+from models.parts.options import LARGEST
 from models.parts.precision import choose_kernels
 from store.errors import Fenced
 from tasks.catalog import Spec, read_spec
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
-from worker import checkpoints
+from worker import checkpoints, probes
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, settle, sit_down
 from worker.failures import explain
@@ -95,7 +96,11 @@ def leave(desk: Desk, command: Command) -> None:
 
 def train(desk: Desk) -> None:
     """From a data set to a version of a model."""
-    ready = prepare(desk)
+    spec = read_spec(desk.job.spec)
+    if probes.is_needed(spec.training):
+        find_out(spec, desk)
+        return
+    ready = prepare(spec, desk)
     try:
         desk.group.meet()
         with (
@@ -112,7 +117,12 @@ def train(desk: Desk) -> None:
         smaller = in_smaller_pieces(ready, desk.group.size) if ran_out(error) else None
         if smaller is None:
             raise
-        go_on_with(smaller, desk)
+        training = smaller.training
+        message = (
+            f"{desk.device} ran out of memory: each batch of {training.batch_size} is now learned from "
+            f"in {training.micro_batches} pieces, whose gradients are accumulated."
+        )
+        go_on_with(smaller, desk, "out_of_memory", message)
     else:
         if ended not in (None, "stop"):
             raise Told(ended)
@@ -123,7 +133,7 @@ def accompany(desk: Desk) -> None:
     """Train beside rank 0, which alone judges, tells, keeps, and says when it is over."""
     # What there is to fetch and to encode is in this machine's cache then.
     desk.group.meet()
-    ready = prepare(desk)
+    ready = prepare(read_spec(desk.job.spec), desk)
     try:
         for _ in progress(ready, desk):
             pass
@@ -145,9 +155,9 @@ class Ready(NamedTuple):
     start: Position
 
 
-def prepare(desk: Desk) -> Ready:
+def prepare(spec: Spec, desk: Desk) -> Ready:
     """Read, encode, build, and go to where the job's last run was. Raises Invalid and NotTransferable."""
-    job, materials, spec = desk.job, desk.materials, read_spec(desk.job.spec)
+    job, materials = desk.job, desk.materials
     dataset, files = materials.dataset(job.dataset_id or "")
     find = checkpoints.last if desk.group.rank else checkpoints.newest
     checkpoint = find(desk.database, job)
@@ -261,23 +271,36 @@ def in_smaller_pieces(ready: Ready, devices: int) -> Spec | None:
     """The same training with batches in twice as many pieces; None when that cannot save memory."""
     training, learner = ready.spec.training, ready.trained.learner
     pieces = 2 * training.micro_batches
-    largest = min(int(training.batch_size), ready.splits["train"].columns.examples)
+    largest = min(training.batch_size, ready.splits["train"].columns.examples)
     if not learner.accumulates or pieces > -(-largest // devices):
         return None
     smaller = training.model_copy(update={"micro_batches": pieces})
     return ready.spec.model_copy(update={"training": smaller})
 
 
-def go_on_with(smaller: Spec, desk: Desk) -> None:
-    """Have the job go on from its last checkpoint, in a process whose memory is fresh."""
-    training = smaller.training
-    message = (
-        f"{desk.device} ran out of memory: each batch of {training.batch_size} is now learned from "
-        f"in {training.micro_batches} pieces, whose gradients are accumulated."
-    )
+def find_out(spec: Spec, desk: Desk) -> None:
+    """Try what the request leaves to the device, and have the job go on as that turned out."""
+    asked = spec.training
+    tried = spec.model_copy(update={"training": probes.as_tried(asked)})
+    ready = prepare(tried, desk)
+    learner, train, plan = ready.trained.learner, ready.splits["train"].columns, ready.plan
+    if asked.batch_size == LARGEST:
+        code, size = "batch_size", desk.group.size
+        trying = probes.find_batch_size(learner, train, asked, plan.epochs, desk.device, size)
+    else:
+        code, steps = "compile", plan.steps - ready.start.state.step
+        trying = probes.find_compiling(learner, train, asked, steps, desk.job.budget_seconds)
+    *_, found = heard(desk, trying)
+    assert found is not None
+    with Report(desk.database, desk.job) as report:
+        report.say(found.message)
+    go_on_with(spec.model_copy(update={"training": found.training}), desk, code, found.message)
+
+
+def go_on_with(spec: Spec, desk: Desk, code: str, message: str) -> None:
+    """Have the job go on from its last checkpoint as `spec` says, in a process whose memory is fresh."""
     log.info("%s: %s", desk.job.id, message)
-    reason = {"code": "out_of_memory", "message": message}
-    desk.give_back(reason, smaller.model_dump(mode="json"))
+    desk.give_back({"code": code, "message": message}, spec.model_dump(mode="json"))
 
 
 def evaluate(desk: Desk) -> None:

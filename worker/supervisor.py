@@ -194,7 +194,7 @@ class Supervisor(Thread):
             device=self._device.name,
             device_name=self._device.model,
             memory_bytes=self._device.memory_bytes,
-            memory_free_bytes=devices.memory_free(self._device),
+            memory_free_bytes=devices.memory_free(self._device.name),
             queues=list(self._queues),
             slots=0 if self._lent_to else 1,
             devices=self._pool.size,

@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 AUTO: Final[Any] = "auto"
+LARGEST: Final[Any] = "largest"
 
 
 class Plain(BaseModel):
@@ -67,32 +68,40 @@ class _OneOf:
         return handler.generate_schema(Annotated[reduce(or_, options), Field(discriminator="name")])
 
 
-class _OrAuto:
-    """Lets a field also be "auto", which `resolve` replaces by a value chosen for the data."""
+class _Or:
+    """Lets a field also be a certain word, which is replaced by a value before anybody relies on one."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        def keep_auto(value: Any, validate: Callable[[Any], Any]) -> Any:
-            return AUTO if value == AUTO and isinstance(value, str) else validate(value)
+        def is_word(value: Any) -> bool:
+            return isinstance(value, str) and value == self.word
 
-        def dump_auto(value: Any, serialize: Callable[[Any], Any]) -> Any:
-            return AUTO if isinstance(value, str) and value == AUTO else serialize(value)
+        def keep(value: Any, validate: Callable[[Any], Any]) -> Any:
+            return value if is_word(value) else validate(value)
+
+        def dump(value: Any, serialize: Callable[[Any], Any]) -> Any:
+            return value if is_word(value) else serialize(value)
 
         return core_schema.no_info_wrap_validator_function(
-            keep_auto,
+            keep,
             handler(source),
-            serialization=core_schema.wrap_serializer_function_ser_schema(dump_auto),
+            serialization=core_schema.wrap_serializer_function_ser_schema(dump),
         )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"anyOf": [{"const": AUTO, "type": "string"}, handler(schema)]}
+        return {"anyOf": [{"const": self.word, "type": "string"}, handler(schema)]}
 
 
 T = TypeVar("T")
 OneOf = Annotated[T, _OneOf()]
 """`OneOf[Family]`: exactly one option of that family, told apart by `name`."""
-Auto = Annotated[T, _OrAuto()]
+Auto = Annotated[T, _Or(AUTO)]
 """`Auto[T]`: a `T`, or "auto" until the request is resolved; code behind `resolve` may rely on `T`."""
+Largest = Annotated[T, _Or(LARGEST)]
+"""`Largest[T]`: a `T`, or "largest" until the device was asked what fits it; trainings may rely on `T`."""

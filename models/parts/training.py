@@ -5,9 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from models.parts.optimizers import Optimizer
-from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.options import AUTO, Auto, Largest, OneOf, Plain
 from models.parts.precision import Precision
 from models.parts.schedules import Schedule
+
+MOST_PER_STEP = 65_536
+
 
 class Clipping(Plain):
     """Bounds on the gradient of one step."""
@@ -31,8 +34,10 @@ class Training(Plain):
     epochs: Auto[Annotated[int, Field(ge=1, le=100_000)]] = Field(
         AUTO, description="Passes over the train split."
     )
-    batch_size: Auto[Annotated[int, Field(ge=1, le=65_536)]] = Field(
-        AUTO, description="Examples per step."
+    batch_size: Auto[Largest[Annotated[int, Field(ge=1, le=MOST_PER_STEP)]]] = Field(
+        AUTO,
+        description="Examples per step. `largest` finds out before the first step how many the memory of the "
+        "device takes, in powers of two; neither the learning rate nor the number of epochs follows it.",
     )
     micro_batches: int = Field(
         1,
@@ -48,11 +53,12 @@ class Training(Plain):
         "older ones made for that, and float32 elsewhere. Weights are float32 in any case; with float16, "
         "losses are scaled so that gradients neither vanish nor overflow.",
     )
-    compile: Literal["never", "always"] = Field(
+    compile: Literal["never", "when-it-pays", "always"] = Field(
         "never",
         description="Learn by kernels made for the network (torch.compile), on a GPU by CUDA graphs where "
         "batches all have the same size. Compiling takes from seconds to minutes at the start of each run. "
-        "Weights come out as good, but not the same as without.",
+        "`when-it-pays` measures before the first step whether that comes back within the job. Weights come "
+        "out as good, but not the same as without; what was found out stays so for the job.",
     )
     deterministic: bool = Field(
         True,

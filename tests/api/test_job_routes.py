@@ -87,6 +87,9 @@ def test_the_devices_asked_for_stay_with_the_job_and_those_made_of_it(
     (error,) = errors_of(client.post(f"{path}/clone", json=forest))
     assert error["loc"] == ["resources", "devices"]
     assert error["msg"].startswith("random-forest cannot learn on several devices")
+    compiled = {"training": {"compile": "when-it-pays"}}
+    (error,) = errors_of(client.post(f"{path}/clone", json=compiled))
+    assert (error["loc"], error["found"]) == (["training", "compile"], "when-it-pays")
     client.post(f"{path}/cancel")
     again = client.post(f"{path}/retry").json()
     assert again["devices"] == 3
@@ -95,6 +98,19 @@ def test_the_devices_asked_for_stay_with_the_job_and_those_made_of_it(
     assert longer["devices"] == 3
     assert worker.take(longer["id"]).devices == 3
     assert submit(client, dataset)["devices"] == 1
+
+
+def test_what_only_the_device_can_tell_is_open_until_the_first_run(
+    client: TestClient, dataset: str
+) -> None:
+    asked = {"batch_size": "largest", "compile": "when-it-pays"}
+    resolved = submit(client, dataset, training=asked)["resolved"]["training"]
+    assert {name: resolved[name] for name in asked} == asked
+    assert resolved["epochs"] == submit(client, dataset)["resolved"]["training"]["epochs"]
+    (error,) = errors_of(
+        client.post("/v1/jobs", json={"dataset": dataset, "training": {"batch_size": "huge"}})
+    )
+    assert error["loc"][:2] == ["training", "batch_size"]
 
 
 def test_auto_takes_a_gpu_when_a_worker_has_one(
