@@ -27,8 +27,8 @@ from worker.loop import epoch_batches, samples
 
 FEWEST_PER_STEP = 2
 """Examples in the first try; batch normalisation needs as many."""
-ROOM = 0.9
-"""Share of the memory that batches are tried in: later ones may leave gaps in it."""
+ROOM = 0.8
+"""Share of the memory that batches are tried in: there are more gaps in it after many steps."""
 MACHINE_SHARE = 0.5
 """Share of the machine's free memory to be had where a trainer's is not limited."""
 LEAST_SECONDS = 10.0
@@ -73,8 +73,9 @@ def find_batch_size(
     with _less_memory(device, processes):
         while fits < most:
             try:
-                batch = train.batch(longest[:size]).to(device)
-                for step in range(2):  # in the second one the optimizer remembers something
+                # Epochs end with fewer examples, which leaves gaps in the memory, and then begin anew.
+                for step, count in enumerate((size, size // 3 + 1, size)):
+                    batch = train.batch(longest[:count]).to(device)
                     learner.train_step(batch, step).item()
                     yield None
             except (RuntimeError, MemoryError):
