@@ -21,7 +21,7 @@ def main() -> int:
     result = benchmark.run(options.parse_args(rest))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return 1 if result.get("violations") else 0
 
 
 if __name__ == "__main__":

@@ -32,32 +32,56 @@ def service(**settings: str) -> Iterator[Client]:
     """
     with (
         tempfile.TemporaryDirectory(prefix="modelyard-bench-") as folder,
-        _serving(["up", "--data", folder], settings) as client,
+        service_in(Path(folder), **settings) as client,
     ):
         yield client
 
 
 @contextmanager
-def web_side(folder: Path, database_url: str) -> Iterator[Client]:
-    """The API alone in a process of its own, on a new database."""
-    folder.mkdir(exist_ok=True)
-    migrate.upgrade(database_url)
-    settings = {"DATA_DIR": str(folder), "DATABASE_URL": database_url}
-    with _serving(["api"], settings) as client:
+def service_in(folder: Path, **settings: str) -> Iterator[Client]:
+    """Like `service`, and what it stored in `folder` stays."""
+    with _serving(["up", "--data", str(folder)], settings) as (client, _):
         yield client
 
 
 @contextmanager
-def _serving(command: list[str], settings: Mapping[str, str]) -> Iterator[Client]:
-    """A command of `modelyard` that listens, until the end."""
+def web_side(folder: Path, database_url: str) -> Iterator[Client]:
+    """The API alone in a process of its own, on a database that may be new."""
+    with web_process(folder, database_url) as (client, _):
+        yield client
+
+
+@contextmanager
+def web_process(folder: Path, database_url: str, **settings: str) -> Iterator[tuple[Client, int]]:
+    """Like `web_side`, with more settings, and with the process's id."""
+    folder.mkdir(exist_ok=True)
+    migrate.upgrade(database_url)
+    settings |= {"DATA_DIR": str(folder), "DATABASE_URL": database_url}
+    with _serving(["api"], settings) as started:
+        yield started
+
+
+@contextmanager
+def worker_process(folder: Path, database_url: str, **settings: str) -> Iterator[None]:
+    """A worker beside it."""
+    settings |= {"DATA_DIR": str(folder), "DATABASE_URL": database_url, "LOG_LEVEL": "WARNING"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "worker"], env=_environment(settings)
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(GRACE_SECONDS + 10)
+
+
+@contextmanager
+def _serving(command: list[str], settings: Mapping[str, str]) -> Iterator[tuple[Client, int]]:
+    """A command of `modelyard` that listens, and its process's id, until the end."""
     key, port = f"my_{secrets.token_urlsafe(32)}", free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", *command, "--port", str(port)],
-        env={
-            **os.environ,
-            **{f"MODELYARD_{name}": value for name, value in settings.items()},
-            "MODELYARD_ADMIN_KEY": key,
-        },
+        env=_environment({**settings, "ADMIN_KEY": key}),
         stdout=subprocess.DEVNULL,  # where every request is told of
     )
     with ExitStack() as stack:
@@ -67,10 +91,14 @@ def _serving(command: list[str], settings: Mapping[str, str]) -> Iterator[Client
                 raise RuntimeError("the service did not start; what it said is above")
             client = Client(url, key, timeout=3_600)
             stack.callback(client.close)
-            yield client
+            yield client, process.pid
         finally:
             process.terminate()
             process.wait(GRACE_SECONDS + 10)
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, **{f"MODELYARD_{name}": value for name, value in settings.items()}}
 
 
 @contextmanager
