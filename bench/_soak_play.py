@@ -18,16 +18,18 @@ import httpx2
 
 from bench._exported import export, load
 from bench._service import web_process, worker_process
-from bench._soak_meanings import Meanings
+from bench._soak_meanings import SHOWS_SECONDS, Meanings
 from cli.client import Client, Refused
 from cli.digits import digits, image_folder, png
 from store.session import Database, connect
 
 QUEUE = 16
 """Requests that may wait for a model: few, so that a crowd is told to come again."""
-CROWD, CLIENTS, INPUTS, VERSIONS = 3 * QUEUE, 4, 24, 3
+CROWD, CLIENTS, INPUTS, VERSIONS = 3 * QUEUE, 4, 24, 2
 PAUSE_SECONDS = 0.1
 """The longest between two that misuse the service, or that leave."""
+RESIDENT_BYTES = 40_000
+"""Memory for models: too little for all of them, so that they are let go and loaded again."""
 TOLERANCE = 1e-4
 """By which scores may differ from those of the input alone: a larger batch is computed in another order."""
 GROWTH, GROWTH_BYTES = 0.05, 32 * 2**20
@@ -61,7 +63,8 @@ class Report:
 
 def play(folder: Path, url: str, apis: int, seconds: float, seed: int) -> Report:
     """So many APIs and a worker on a new database at `url`, for so long."""
-    settings = {"PREDICT_QUEUE": str(QUEUE), "PREDICT_THREADS": "1", "THREADS": "1"}
+    settings = {"PREDICT_QUEUE": str(QUEUE), "RESIDENT_BYTES": str(RESIDENT_BYTES)}
+    settings |= {"PREDICT_THREADS": "1", "THREADS": "1"}
     folder.mkdir()
     with ExitStack() as stack:
         started = [
@@ -99,6 +102,9 @@ class _Soak:
         self._numbers, self._over = itertools.count(), False
         self._datasets: dict[str, str] = {}
         self._http: list[httpx2.AsyncClient] = []
+        self._acts = [self._switch, self._renew, self._replace]
+        """What is done to models first, so that each was done."""
+        self._any_act = [*[self._switch] * 10, *[self._renew] * 2, self._replace]
 
     async def run(self, pids: Sequence[int], seconds: float) -> None:
         """Play so long, once there is a model of each task."""
@@ -135,7 +141,7 @@ class _Soak:
     ) -> list[list[int]]:
         """The memory of the processes again and again; ends at once when somebody cannot go on."""
         samples, until = [[_resident(pid) for pid in pids]], time.monotonic() + seconds
-        while time.monotonic() < until and not any(task.done() for task in played):
+        while (self._acts or time.monotonic() < until) and not any(t.done() for t in played):
             await asyncio.sleep(min(1.0, seconds / 10))
             samples.append([_resident(pid) for pid in pids])
         # One moment says little: memory goes up and down with the batches under way.
@@ -273,21 +279,25 @@ class _Soak:
         """Whoever manages the models does something to one of them."""
         await asyncio.sleep(self._draw.uniform(0.1, 1.0))
         model = self._draw.choice([*self._models.values()])
-        acts, weights = [self._switch, self._renew, self._replace], [10, 2, 1]
-        act = self._draw.choices(acts, weights)[0]
+        act = self._acts[0] if self._acts else self._draw.choice(self._any_act)
         await act(model)
         self.report.changes[act.__name__.strip("_")] += 1
+        self._acts = self._acts[1:]
 
     async def _switch(self, model: _Model) -> None:
         await self._point(model, self._draw.choice(sorted(model.versions)))
 
     async def _renew(self, model: _Model) -> None:
-        """A new version, and the oldest one goes; the alias moves away from it before."""
+        """A new version, and the oldest one goes; the alias moves away from it before.
+
+        Clients go on asking for it until it must be known everywhere.
+        """
         await self._publish(model)
         oldest = min(model.versions)
         await self._point(model, max(model.versions))
         await self._learn(f"{model.name}@{oldest}")
         await self._delete(model, f"{model.name}@{oldest}", [f"{model.name}@{oldest}"])
+        await asyncio.sleep(SHOWS_SECONDS + 1)
         model.versions.discard(oldest)
 
     async def _replace(self, model: _Model) -> None:
@@ -297,6 +307,7 @@ class _Soak:
             await self._learn(f"{model.name}@{version}")
         refs = [f"{model.name}@{version}" for version in model.versions]
         await self._delete(model, model.name, [model.name, f"{model.name}@live", *refs])
+        await asyncio.sleep(SHOWS_SECONDS + 1)
         del self._models[model.name]
 
     async def _add_model(self, task: str) -> None:

@@ -11,10 +11,10 @@ from bench._soak_play import play
 @pytest.mark.slow
 def test_no_answer_is_wrong_while_models_come_and_go(tmp_path: Path, seed: int) -> None:
     url = f"sqlite:///{tmp_path / 'soak.sqlite'}"
-    report = play(tmp_path / "soak", url, apis=1, seconds=12, seed=seed)
+    report = play(tmp_path / "soak", url, apis=1, seconds=10, seed=seed)
     assert not report.violations, str(report)
     assert report.answers["200"] >= 50
-    assert report.changes.total() >= 3
+    assert set(report.changes) == {"switch", "renew", "replace"}
 
 
 def test_a_name_means_both_versions_while_it_is_switched_and_the_new_one_after() -> None:
