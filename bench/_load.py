@@ -94,8 +94,7 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data
         head, found, body = data.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head) if found else None
-        if length is None or len(body) < int(length[1]):
+        if not (found and _is_whole(head, body)):
             self._buffer = data
             return
         now = time.perf_counter()
@@ -124,3 +123,10 @@ class _Client(asyncio.Protocol):
         else:
             self.done.set_exception(error)
         self._transport.close()
+
+
+def _is_whole(head: bytes, body: bytes) -> bool:
+    length = _LENGTH.search(head)
+    if length is None:  # it comes in chunks, of which the last one is empty
+        return body.endswith(b"0\r\n\r\n")
+    return len(body) >= int(length[1])

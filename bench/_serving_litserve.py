@@ -19,8 +19,12 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: Any) -> None:
         self.model = Model(self.folder, self.threads)
 
-    def decode_request(self, request: Any) -> Any:
+    # LitServe reads annotations of these two as the types of the bodies, and the default is JSON.
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
         return self.model.read_json(request["inputs"][0])
+
+    def encode_response(self, output):  # type: ignore[no-untyped-def]
+        return {"predictions": [output]}
 
     def batch(self, inputs: Sequence[Any]) -> Any:
         return self.model.batch(inputs)
@@ -30,9 +34,6 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return output
-
-    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        return {"predictions": [output]}
 
 
 def serve(folder: Path, port: int, threads: int) -> None:
