@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,8 @@ from pkgutil import iter_modules
 
 
 def main() -> int:
+    # As Ctrl-C does: what a benchmark started is to end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = str(Path(__file__).parent)
     names = sorted(m.name for m in iter_modules([folder]) if not m.name.startswith("_"))
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
