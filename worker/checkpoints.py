@@ -19,7 +19,7 @@ from store.session import Database
 from store.tables import Checkpoint, Job
 from tasks.base import Codec
 from tasks.trained import save_weights
-from worker import snapshots
+from worker.group import ALONE, Group
 from worker.loop import State
 from worker.materials import Materials
 from worker.outages import persist
@@ -53,9 +53,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, database: Database, settings: WorkerSettings, job: Job, codec: Codec
+        self,
+        database: Database,
+        settings: WorkerSettings,
+        job: Job,
+        codec: Codec,
+        group: Group = ALONE,
     ) -> None:
-        self._database, self._job = database, job
+        self._database, self._job, self._group = database, job, group
         self._codec = codec.model_dump_json().encode()
         self._folder, self._prefix = settings.cache_dir, f".checkpoint-{job.id}-"
         for left in self._folder.glob(f"{self._prefix}*"):  # by a run of this job that was killed
@@ -77,7 +82,7 @@ class Checkpoints:
     def hold_best(self, learner: Learner, at: Position) -> None:
         """Keep this state as the best so far."""
         began = time.monotonic()
-        self._best = _Best(at, snapshots.take_weights(learner))
+        self._best = _Best(at, self._group.take_weights(learner))
         self._cost += time.monotonic() - began
 
     @property
@@ -92,7 +97,7 @@ class Checkpoints:
         """Take this state as the last one; it is written while the training goes on."""
         self.wait()
         taken_at = time.monotonic()
-        last, best, self._best = snapshots.take(learner), self._best, None
+        last, best, self._best = self._group.take(learner), self._best, None
         cost, self._cost = self._cost + time.monotonic() - taken_at, 0.0
         self._writing = self._thread.submit(self._write, at, last, best, taken_at, cost)
 
@@ -190,12 +195,14 @@ def _publish_again(session: Session, job: Job, row: Checkpoint, *, is_best: bool
     )
 
 
-def restore(learner: Learner, checkpoint: Checkpoint, materials: Materials) -> Position:
+def restore(
+    learner: Learner, checkpoint: Checkpoint, materials: Materials, group: Group = ALONE
+) -> Position:
     """Put a started learner where the checkpoint was taken."""
     memory = load_file(materials.blob(checkpoint.state_blob)) if checkpoint.state_blob else {}
     weights = load_file(materials.blob(checkpoint.weights_blob))
     settings = checkpoint.state["optimizers"] if memory else {}
     loss_scale = checkpoint.state.get("loss_scale", {})
-    snapshots.put_back(learner, Snapshot(weights, memory, settings, loss_scale))
+    group.put_back(learner, Snapshot(weights, memory, settings, loss_scale))
     state = State.model_validate(checkpoint.state["loop"])
     return Position(state, checkpoint.state["seconds"])

@@ -32,6 +32,7 @@ from worker import jobs
 from worker.devices import CPU
 from worker.group import Together
 from worker.settings import WorkerSettings
+from worker.sharding import Sharded
 from worker.trainer import Assignment, Exit, Inbox, end_with_parent
 
 MOST_RESTARTS = 3
@@ -122,8 +123,9 @@ def _be_a_rank(call: Call) -> None:
     devices = (call.assignment.device, *call.assignment.others)
     assignment = call.assignment._replace(device=devices[rank], others=())
     join(call.folder / f"meeting-{restarts}", rank, size, assignment.device)
+    kind = Sharded if assignment.sharded else Together
     try:
-        status = jobs.run(assignment, call.settings, call.inbox, Together(call.notes, restarts))
+        status = jobs.run(assignment, call.settings, call.inbox, kind(call.notes, restarts))
     except BaseException:
         if not call.notes[0]:  # which says what the cause is
             time.sleep(LINGER_SECONDS)

@@ -11,16 +11,20 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from mmap import mmap
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.base import Batch, Learner
 from tasks.base import Metrics
+from worker import snapshots
 from worker.feed import Source
+from worker.snapshots import Snapshot
 
 T = TypeVar("T")
 Points = list[tuple[int, int, Metrics]]
@@ -49,6 +53,10 @@ class Group:
     def ran_out(self) -> None:
         """Note that the memory of this process did not suffice, for the group that begins anew."""
 
+    def place(self, learner: Learner, device: str) -> None:
+        """Bring a learner that was just built to this process's device."""
+        learner.to(device)
+
     def enter_epoch(self, learner: Learner) -> None:
         """Get ready for an epoch that the learner has entered."""
 
@@ -76,6 +84,25 @@ class Group:
     def judged(self, judging: Iterator[T | None]) -> Iterator[T | None]:
         """What comes of judging, for every process, at last; until then None, so that others are heard."""
         return judging
+
+    def take(self, learner: Learner) -> Snapshot:
+        """Copy a learner."""
+        return snapshots.take(learner)
+
+    def take_weights(self, learner: Learner) -> dict[str, Tensor]:
+        """Copy what a learner predicts with."""
+        return snapshots.take_weights(learner)
+
+    def put_back(self, learner: Learner, snapshot: Snapshot) -> None:
+        """Make a learner that was built, placed and started what it was; every process does so."""
+        snapshots.put_back(learner, snapshot)
+
+    def load(self, learner: Learner, weights: Path) -> None:
+        """Have a learner predict with the weights of a file."""
+        learner.load_state_dict(load_file(weights))
+
+    def attend(self) -> None:
+        """Take part in what rank 0 does when the last step is done, where that takes all processes."""
 
 
 ALONE = Group()
@@ -136,25 +163,37 @@ class Together(Group):
     def _gradients(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of all shares; returns what this share adds to it ()."""
         assert self._learner is not None
-        assert self._spread is not None
-        learner, spread, counts = self._learner, self._spread, bool(self._mine)
-        if not self._is_tried_out:
-            self._try_out(learner, spread, batch)
-        whole: Tensor | int = learner.weight(batch) * counts
+        learner = self._learner
+        whole: Tensor | int = learner.weight(batch) * bool(self._mine)
         if isinstance(whole, Tensor):
             dist.all_reduce(whole)
         else:
             whole = self._whole
-        pieces = list(batch.split(learner.micro_batches)) if learner.micro_batches > 1 else [batch]
+        pieces = self._pieces(batch, learner.micro_batches)
         total = torch.zeros((), device=batch.inputs[0].device)
-        for piece in pieces:
-            # Gradients of all pieces are exchanged at once, with the last one's.
-            with nullcontext() if piece is pieces[-1] else spread.no_sync():
-                loss = spread(piece) * (learner.weight(piece) * counts / whole)
-                # What is exchanged is averaged, and is to be summed.
-                learner.loss_scale.scale(loss * self.size).backward()
-            total += loss.detach()
+        for number, (piece, counts) in enumerate(pieces, 1):
+            share = learner.weight(piece) * counts / whole
+            total += self._learn(piece, share, is_last=number == len(pieces))
         return total
+
+    def _pieces(self, batch: Batch, parts: int) -> list[tuple[Batch, bool]]:
+        """This process's part of a batch in as many pieces, at most, and whether each counts."""
+        return [
+            (piece, bool(self._mine)) for piece in (batch.split(parts) if parts > 1 else [batch])
+        ]
+
+    def _learn(self, piece: Batch, share: Tensor | float, *, is_last: bool) -> Tensor:
+        """Gradients of a piece that is so large a share of the batch; returns what it adds to the loss ()."""
+        assert self._learner is not None
+        assert self._spread is not None
+        if not self._is_tried_out:
+            self._try_out(self._learner, self._spread, piece)
+        # Gradients of all pieces are exchanged at once, with the last one's.
+        with nullcontext() if is_last else self._spread.no_sync():
+            loss: Tensor = self._spread(piece) * share
+            # What is exchanged is averaged, and is to be summed.
+            self._learner.loss_scale.scale(loss * self.size).backward()
+        return loss.detach()
 
     def _try_out(self, learner: Learner, spread: DistributedDataParallel, batch: Batch) -> None:
         """Go through steps that change nothing.

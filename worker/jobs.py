@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import load_file
 
 from models.parts.memory import ran_out
 from models.parts.options import LARGEST
@@ -105,7 +104,9 @@ def train(desk: Desk) -> None:
         desk.group.meet()
         with (
             Report(desk.database, desk.job, ready.start.state.step) as report,
-            Checkpoints(desk.database, desk.settings, desk.job, ready.trained.codec) as kept,
+            Checkpoints(
+                desk.database, desk.settings, desk.job, ready.trained.codec, desk.group
+            ) as kept,
         ):
             if desk.group.restarts:
                 times = f"restart {desk.group.restarts} of this run"
@@ -137,6 +138,7 @@ def accompany(desk: Desk) -> None:
     try:
         for _ in progress(ready, desk):
             pass
+        desk.group.attend()
     except Diverged:
         log.debug("rank 0 has found out as well")
     except (RuntimeError, MemoryError) as error:
@@ -177,13 +179,13 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     learner = spec.task.build(codec)
     if base is not None:
         learner.take_over(base.learner, head=spec.task.same_outputs(codec, base.codec))
-    learner.to(desk.device)
+    desk.group.place(learner, desk.device)
     plan = plan_of(learner, splits["train"].columns, spec.training)
     learner.start(spec.training, spec.transfer, plan.steps)
 
     start = Position(State(), 0.0)
     if checkpoint is not None:
-        start = checkpoints.restore(learner, checkpoint, materials)
+        start = checkpoints.restore(learner, checkpoint, materials, desk.group)
     if start.state.epoch >= plan.epochs:
         start = start._replace(state=start.state.model_copy(update={"finished": True}))
     return Ready(spec, Trained(spec.task, codec, learner), splits, plan, start)
@@ -246,8 +248,7 @@ def publish(ready: Ready, desk: Desk) -> None:
     best = desk.best
     metrics = dict(best.metrics)
     if "test" in ready.splits:
-        weights = load_file(desk.materials.blob(best.weights_blob))
-        ready.trained.learner.load_state_dict(weights)
+        desk.group.load(ready.trained.learner, desk.materials.blob(best.weights_blob))
         *_, judged = heard(desk, judge(ready.trained, {"test": ready.splits["test"]}))
         metrics |= judged or {}
     desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id)

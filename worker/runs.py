@@ -66,7 +66,15 @@ class Run:
         self._stalled = False
         self._deadline = NEVER
         self._process, self._commands = _start(
-            Assignment(job.id, job.lease_epoch, devices[0], threads, tuple(devices[1:])), settings
+            Assignment(
+                job.id,
+                job.lease_epoch,
+                devices[0],
+                threads,
+                tuple(devices[1:]),
+                job.request.get("resources", {}).get("sharded", False),
+            ),
+            settings,
         )
 
     def ends_within(self, seconds: float) -> bool:

@@ -1,7 +1,7 @@
 """A moment of a training, apart from it: copied out and put back such that not a bit of the rest changes."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,8 +21,13 @@ class Snapshot(NamedTuple):
     """How losses are scaled by now, ready for JSON; empty where they are not."""
 
 
-def take(learner: Learner) -> Snapshot:
-    """Copy a learner."""
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def take(learner: Learner, copy_of: Callable[[Tensor], Tensor] = copied) -> Snapshot:
+    """Copy a learner, each tensor by `copy_of`."""
     memory: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     for name, optimizer in learner.optimizers.items():
@@ -33,14 +38,16 @@ def take(learner: Learner) -> Snapshot:
             memory |= {f"{name}/{place}/{key}": tensor for key, tensor in tensors.items()}
             plain = {k: v for k, v in remembered.items() if k not in tensors}
             settings[name]["state"][str(place)] = plain
-    return Snapshot(
-        take_weights(learner), _copied(memory), settings, learner.loss_scale.state_dict()
-    )
+    memory = {name: copy_of(tensor) for name, tensor in memory.items()}
+    weights = take_weights(learner, copy_of)
+    return Snapshot(weights, memory, settings, learner.loss_scale.state_dict())
 
 
-def take_weights(learner: Learner) -> dict[str, Tensor]:
+def take_weights(
+    learner: Learner, copy_of: Callable[[Tensor], Tensor] = copied
+) -> dict[str, Tensor]:
     """Copy what a learner predicts with."""
-    return _copied(learner.state_dict())
+    return {name: copy_of(tensor) for name, tensor in learner.state_dict().items()}
 
 
 def put_back(learner: Learner, snapshot: Snapshot) -> None:
@@ -55,7 +62,3 @@ def put_back(learner: Learner, snapshot: Snapshot) -> None:
         learner.optimizers[name].load_state_dict({"param_groups": kept["groups"], "state": state})
     if snapshot.loss_scale:
         learner.loss_scale.load_state_dict(snapshot.loss_scale)
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}

@@ -49,6 +49,8 @@ class Assignment(NamedTuple):
     threads: int
     others: tuple[str, ...] = ()
     """Devices beside the first; each has a process of its own, with as many threads."""
+    sharded: bool = False
+    """Whether each of the devices holds a part of the learner, and none all of it."""
 
 
 class Inbox:

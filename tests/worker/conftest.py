@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from store.session import Database
+from tests.worker.ensemble import CASES, learn
 from tests.worker.shop import Shop
 
 
@@ -31,3 +32,13 @@ def shop(database: Database, database_url: str, tmp_path: Path) -> Shop:
 def small_shop(sqlite_database: Database, sqlite_url: str, tmp_path: Path) -> Shop:
     """On SQLite alone, for what does not depend on the database."""
     return Shop(sqlite_database, sqlite_url, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process has learned every case."""
+    folder = tmp_path_factory.mktemp("lone")
+    torch.set_num_threads(1)
+    for case in CASES:
+        learn(case, folder)
+    return folder

@@ -11,9 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from models.base import Learner
 from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import toy
@@ -21,7 +24,8 @@ from tests.worker.shop import rows
 from tests.worker.trainings import Course, course
 from worker import elastic, snapshots
 from worker.group import ALONE, Group, Together
-from worker.loop import State, fit
+from worker.loop import Progress, State, fit
+from worker.sharding import Sharded
 from worker.snapshots import Snapshot
 
 _FORKED = get_context("forkserver")
@@ -40,6 +44,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "loss": {"class_weights": "balanced"},
     },
     "float16": {"training": {"precision": "float16", "micro_batches": 2}},
+    "a piece for each example": {"training": {"micro_batches": 9, "batch_size": 17, "epochs": 1}},
     "clipping": {"training": {"clipping": {"norm": 0.05}}},
     "one example a step": {"training": {"batch_size": 1, "epochs": 1}},
     "a last batch of one": {"training": {"batch_size": 17}},
@@ -57,9 +62,19 @@ PAIRS = [
     if kind.spreads
 ]
 
+CASES = [*PAIRS, *SPECIAL]
 
-def training(case: str) -> Course:
+
+def training(case: str, group: Group = ALONE) -> Course:
     """A fresh one in which nothing is drawn at random and no example knows the others of its batch."""
+    begun = _course(case)
+    learner = begun.trained.learner
+    group.place(learner, "cpu")
+    learner.start(begun.training, learner.transfer, learner.steps)
+    return begun
+
+
+def _course(case: str) -> Course:
     if case == "noise":
         return course(TABLE, rows(120).encode(), NOISY)
     if case in SPECIAL:
@@ -88,16 +103,36 @@ def uneven() -> bytes:
 
 def learn(case: str, folder: Path, group: Group = ALONE) -> None:
     """Train to the end; the weights and what was told go to files of this rank in `folder`."""
-    given = training(case)
-    told = list(fit(*given, interval=0.0, group=group))
+    given = training(case, group)
+    tell(list(fit(*given, interval=0.0, group=group)), folder, case, group)
     save_file(given.trained.learner.state_dict(), place(folder, case, group.rank, "weights"))
-    points = [point for report in told for point in report.points]
-    last = told[-1].state.model_dump(mode="json")
+
+
+def tell(reports: list[Progress], folder: Path, case: str, group: Group) -> None:
+    """Write down the last state, and all points of the curves."""
+    points = [point for report in reports for point in report.points]
+    last = reports[-1].state.model_dump(mode="json")
     place(folder, case, group.rank, "told").write_text(json.dumps([last, points]))
 
 
 def place(folder: Path, case: str, rank: int, what: str) -> Path:
     return folder / f"{case.replace('/', ' ')} {rank} {what}"
+
+
+def weights(folder: Path, case: str, rank: int) -> dict[str, Tensor]:
+    return load_file(place(folder, case, rank, "weights"))
+
+
+def told(folder: Path, case: str, rank: int) -> Any:
+    return json.loads(place(folder, case, rank, "told").read_text())
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
 
 
 def learn_and_go_on(case: str, folder: Path, group: Group = ALONE) -> None:
@@ -119,13 +154,64 @@ def learn_and_go_on(case: str, folder: Path, group: Group = ALONE) -> None:
         save_file(again.trained.learner.state_dict(), path)
 
 
+def learn_in_parts(case: str, folder: Path, group: Sharded) -> None:
+    """Train to the end; the whole weights, and what each rank told and holds, go to files in `folder`."""
+    given = training(case, group)
+    tell(list(fit(*given, interval=0.0, group=group)), folder, case, group)
+    held = parts(given.trained.learner)
+    place(folder, case, group.rank, "held").write_text(json.dumps(held))
+    keep_whole(given.trained.learner, place(folder, case, 0, "weights"), group)
+
+
+def parts(learner: Learner) -> list[tuple[int, int]]:
+    """How many numbers this process holds, and how many there are, of each weight and each optimizer's tensor."""
+    states = [s for optimizer in learner.optimizers.values() for s in optimizer.state.values()]
+    found = [*learner.parameters(), *(t for s in states for t in s.values() if t is not None)]
+    return [
+        (t.to_local().numel() if isinstance(t, DTensor) else t.numel(), t.numel()) for t in found
+    ]
+
+
+def keep_whole(learner: Learner, path: Path, group: Sharded) -> None:
+    """Have rank 0 write the whole weights, and the others help."""
+    if group.rank == 0:
+        save_file(group.take_weights(learner), path)
+        group._tell("over")
+    else:
+        group.attend()
+
+
+def learn_in_parts_and_go_on(case: str, folder: Path, group: Sharded) -> None:
+    """Train to the end, and again from before and after the first judging; weights of `case`, and of "`case` N"."""
+    given, moments = training(case, group), dict[int, tuple[State, Snapshot]]()
+    for report in fit(*given, interval=0.0, group=group):
+        step, last = report.state.step, report.plan.steps_per_epoch
+        if group.rank == 0 and step in (last, last + 2) and step not in moments:
+            moments[step] = report.state, group.take(given.trained.learner)
+    keep_whole(given.trained.learner, place(folder, case, 0, "weights"), group)
+    dist.broadcast_object_list(heard := [moments])
+    for number, (state, snapshot) in enumerate(heard[0].values()):
+        fellows = Sharded(mmap(-1, 1))
+        again = training(case, fellows)
+        fellows.put_back(again.trained.learner, snapshot)
+        for _ in fit(*again, state=state, group=fellows):
+            pass
+        path = place(folder, f"{case} {number}", 0, "weights")
+        keep_whole(again.trained.learner, path, fellows)
+
+
 def gather(
-    size: int, folder: Path, work: Callable[[str, Path, Group], None], cases: Sequence[str]
+    size: int,
+    folder: Path,
+    work: Callable[[str, Path, Any], None],
+    cases: Sequence[str],
+    kind: type[Together] = Together,
 ) -> None:
-    """Have `size` processes work together on each of the cases."""
+    """Have `size` processes work together on each of the cases, as a group of some kind."""
     file = folder / f"meeting {next(_MEETINGS)}"
     members = [
-        _FORKED.Process(target=_be, args=(rank, size, file, work, cases)) for rank in range(size)
+        _FORKED.Process(target=_be, args=(rank, size, file, work, cases, kind))
+        for rank in range(size)
     ]
     for member in members:
         member.start()
@@ -139,10 +225,15 @@ _MEETINGS = count()
 
 
 def _be(
-    rank: int, size: int, file: Path, work: Callable[[str, Path, Group], None], cases: Sequence[str]
+    rank: int,
+    size: int,
+    file: Path,
+    work: Callable[[str, Path, Any], None],
+    cases: Sequence[str],
+    kind: type[Together],
 ) -> None:
     torch.set_num_threads(1)
     elastic.join(file, rank, size, "cpu")
     for case in cases:
-        work(case, file.parent, Together(mmap(-1, 1)))
+        work(case, file.parent, kind(mmap(-1, 1)))
     os._exit(0)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 import worker.group
 import worker.supervisor
@@ -28,6 +29,7 @@ from tests.worker.test_supervisor import TABLE, events_of
 from worker import elastic, trainer
 from worker.devices import Device, Pool
 from worker.settings import WorkerSettings
+from worker.sharding import Sharded
 from worker.supervisor import Supervisor
 from worker.trainer import Assignment, Exit
 
@@ -37,14 +39,15 @@ HOURS = {"epochs": 100_000, "batch_size": 16}
 
 
 class Yard:
-    """A data set, and a worker with two threads for a job."""
+    """A data set, and a worker with two threads for a job, which is submitted with `usual` options."""
 
-    def __init__(self, shop: Shop) -> None:
-        self.shop, self.dataset = shop, shop.upload(TABLE, rows())
+    def __init__(self, shop: Shop, **usual: Any) -> None:
+        self.shop, self.dataset, self._usual = shop, shop.upload(TABLE, rows()), usual
         self.worker = Worker(shop, THREADS="2")
 
     def submit(self, training: dict[str, Any], devices: int = 2, **options: Any) -> Job:
-        return self.shop.submit(self.dataset, SMALL, training, devices=devices, **options)
+        asked = {"devices": devices, **self._usual, **options}
+        return self.shop.submit(self.dataset, SMALL, training, **asked)
 
     def running(self, training: dict[str, Any]) -> tuple[Job, int, list[int]]:
         """A job that has its first checkpoint and is being trained, its trainer and its ranks."""
@@ -207,6 +210,12 @@ def _fails_to_share(self: worker.group.Together, *rest: Any, fault: Callable[[],
     return _share(self, *rest)
 
 
+def _fails_to_predict(self: Sharded, *rest: Any, rank: int) -> Tensor:
+    if self.rank == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        _has_no_memory()
+    return _outputs(self, *rest)
+
+
 def _has_no_memory() -> None:
     raise MemoryError
 
@@ -220,11 +229,22 @@ def _dies(*_: Any) -> None:
 
 
 _share, _step = worker.group.Together.share, Learner.train_step
+_outputs = Sharded._outputs
 _FAULTS: dict[str, tuple[Any, str, Any]] = {
     "memory": (
         worker.group.Together,
         "share",
         lambda *given: _fails_to_share(*given, fault=_has_no_memory),
+    ),
+    "memory of rank 0 while judging in parts": (
+        Sharded,
+        "_outputs",
+        partialmethod(_fails_to_predict, rank=0),
+    ),
+    "memory of rank 1 while judging in parts": (
+        Sharded,
+        "_outputs",
+        partialmethod(_fails_to_predict, rank=1),
     ),
     "mistake": (Learner, "train_step", _is_wrong),
     "one mistake": (
@@ -245,7 +265,9 @@ def troubled(small_shop: Shop) -> Troubled:
     def run(fault: str) -> tuple[Job, int | None]:
         job = small_shop.submit(dataset, SMALL, {"epochs": 3, "batch_size": 16})
         claimed = small_shop.claimed(job)
-        assignment = Assignment(job.id, claimed.lease_epoch, "cpu", 1, ("cpu",))
+        assignment = Assignment(
+            job.id, claimed.lease_epoch, "cpu", 1, ("cpu",), "in parts" in fault
+        )
         theirs, ours = Pipe()
         process = _FORKED.Process(
             target=_live, args=(assignment, small_shop.settings, theirs, fault)
@@ -259,10 +281,11 @@ def troubled(small_shop: Shop) -> Troubled:
     return run
 
 
+@pytest.mark.parametrize("fault", [fault for fault in _FAULTS if fault.startswith("memory")])
 def test_memory_that_runs_out_in_any_process_is_saved_by_smaller_pieces(
-    troubled: Troubled,
+    fault: str, troubled: Troubled
 ) -> None:
-    job, status = troubled("memory")
+    job, status = troubled(fault)
     assert (job.status, status) == ("queued", Exit.DONE)
     assert job.spec["training"]["micro_batches"] == 2
 

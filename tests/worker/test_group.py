@@ -1,30 +1,26 @@
 """Several processes learn what one learns alone; real processes, and real gloo between them."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from models.base import Learner
 from tasks import catalog
 from tests.worker.ensemble import (
+    CASES,
     PAIRS,
-    SPECIAL,
+    apart,
     gather,
     learn,
     learn_and_go_on,
-    place,
+    same,
+    told,
     training,
+    weights,
 )
 from tests.worker.trainings import finished
 from worker.group import lost_peer
 from worker.loop import mix
-
-CASES = [*PAIRS, *SPECIAL]
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +31,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def lone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one process has learned every case."""
-    folder = tmp_path_factory.mktemp("lone")
-    torch.set_num_threads(1)
-    for case in CASES:
-        learn(case, folder)
-    return folder
-
-
-def weights(folder: Path, case: str, rank: int) -> dict[str, Tensor]:
-    return load_file(place(folder, case, rank, "weights"))
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
-
-
-def told(folder: Path, case: str, rank: int) -> Any:
-    return json.loads(place(folder, case, rank, "told").read_text())
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_learn_what_one_learns(case: str, pair: Path, lone: Path) -> None:
     alone, both = weights(lone, case, 0), weights(pair, case, 0)
     start = training(case).trained.learner.state_dict()
-    learned = max(_apart(alone[name], start[name]) for name in alone)
+    learned = max(apart(alone[name], start[name]) for name in alone)
     assert learned > 1e-4
-    assert max(_apart(both[name], alone[name]) for name in alone) < learned / 1_000
+    assert max(apart(both[name], alone[name]) for name in alone) < learned / 1_000
     assert same(both, weights(pair, case, 1)), "the processes are not in lockstep"
 
 
