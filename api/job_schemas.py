@@ -44,6 +44,11 @@ class Resources(Plain):
         description="How many devices of one worker learn from each batch together: GPUs, or on the CPU "
         "processes that share a job's threads.",
     )
+    sharded: bool = Field(
+        False,
+        description="Divide weights, gradients and the optimizer's memory among the devices, for a network "
+        "that does not fit one of them; takes at least two.",
+    )
     queue: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="Which workers may take it; auto prefers a GPU if any worker has one."
     )

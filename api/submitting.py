@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from api import faults
 from api.addresses import read_url
-from api.job_schemas import JobCreate, Webhook, model_name_of
+from api.job_schemas import JobCreate, Resources, Webhook, model_name_of
+from models.parts.options import LARGEST
 from store import checkpoints, datasets, jobs, models, workers
 from store.columns import Object
 from store.errors import Conflict
@@ -35,7 +36,7 @@ def submit(
         raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
     base = models.resolve(session, project_id, asked.base) if asked.base is not None else None
     spec = _resolve(dataset, asked, base)
-    _check_devices(asked.resources.devices, spec)
+    _check_resources(asked.resources, spec)
     return jobs.create(
         session,
         project_id,
@@ -129,15 +130,21 @@ def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
     return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
 
 
-def _check_devices(asked: int, spec: Spec) -> None:
-    """Raises Invalid for several devices and what learns on one."""
-    architecture = spec.task.architecture
-    if asked > 1 and not architecture.spreads:
+def _check_resources(asked: Resources, spec: Spec) -> None:
+    """Raises Invalid for several devices and what learns on one, and for parts of what is not divided."""
+    architecture, training = spec.task.architecture, spec.training
+    if asked.devices > 1 and not architecture.spreads:
         message = f"{architecture.name} cannot learn on several devices"
-        raise Invalid(Problem(("resources", "devices"), message, asked, 1))
-    if asked > 1 and spec.training.compile != "never":
+        raise Invalid(Problem(("resources", "devices"), message, asked.devices, 1))
+    if asked.devices > 1 and training.compile != "never":
         message = "a network that learns on several devices is not compiled"
-        raise Invalid(Problem(("training", "compile"), message, spec.training.compile, "never"))
+        raise Invalid(Problem(("training", "compile"), message, training.compile, "never"))
+    if asked.devices == 1 and asked.sharded:
+        message = "what one device learns is not divided: ask for several `devices`"
+        raise Invalid(Problem(("resources", "sharded"), message, asked.sharded, False))
+    if asked.sharded and training.batch_size == LARGEST:
+        message = "cannot be found out for a network that is divided"
+        raise Invalid(Problem(("training", "batch_size"), message, LARGEST, "a number"))
 
 
 def chosen_queue(session: Session, asked: str) -> str:

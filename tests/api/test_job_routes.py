@@ -78,7 +78,7 @@ def test_the_devices_asked_for_stay_with_the_job_and_those_made_of_it(
     client: TestClient, dataset: str, worker: Worker
 ) -> None:
     task = {"name": TASK, "architecture": NEURAL}
-    job = submit(client, dataset, task=task, resources={"devices": 3})
+    job = submit(client, dataset, task=task, resources={"devices": 3, "sharded": True})
     assert job["devices"] == 3
     assert job["waiting"] == "no worker serves queue cpu"
     path = f"/v1/jobs/{job['id']}"
@@ -97,6 +97,7 @@ def test_the_devices_asked_for_stay_with_the_job_and_those_made_of_it(
     longer = client.post(f"/v1/jobs/{again['id']}/extend", json={"epochs": 2}).json()
     assert longer["devices"] == 3
     assert worker.take(longer["id"]).devices == 3
+    assert longer["request"]["resources"] == {"devices": 3, "sharded": True}
     assert submit(client, dataset)["devices"] == 1
 
 
@@ -197,6 +198,7 @@ BAD = {
         ["resources", "devices"],
         None,
     ),
+    "parts on one device": ({"resources": {"sharded": True}}, ["resources", "sharded"], None),
     "webhook that is not safe": ({"webhook": "http://x.test"}, ["webhook", "url"], "https"),
     "transfer without base": ({"transfer": {}}, ["transfer"], None),
 }
