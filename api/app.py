@@ -1,6 +1,7 @@
 """The web application: wiring only."""
 
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from api.queue import Bell
 from api.routes import (
     admin,
     artifacts,
+    batches,
     catalog,
     checkpoints,
     datasets,
@@ -51,9 +53,11 @@ ROUTES = (
     checkpoints,
     artifacts,
     models,
+    batches,
     webhooks,
     admin,
 )
+UPLOADS = re.compile(r"/v1/datasets|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)
 
 
@@ -85,7 +89,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     add_error_table(app)
     app.add_middleware(Door, also_open={"/metrics"} if settings.metrics_public else frozenset())
     app.add_middleware(
-        Bound, limit=settings.body_bytes, paths={"/v1/datasets": settings.upload_bytes}
+        Bound, limit=settings.body_bytes, uploads=UPLOADS, upload_limit=settings.upload_bytes
     )
     app.add_middleware(Envelope)
     return app

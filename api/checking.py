@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from typing import Any, NamedTuple
 
+import polars as pl
 from pydantic_core import to_json
 
 from api.errors import Busy, Stopped, StorageFull, is_full, jsonable
@@ -24,6 +25,7 @@ from api.settings import ApiSettings
 from api.stopping import Stopping
 from tasks.base import DatasetOptions, Upload
 from tasks.catalog import task_named
+from tasks.parts.inputs import read_inputs
 from tasks.parts.problems import Invalid, Problem
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ _LOOK_SECONDS = 0.2
 _LAST_SECONDS = 5
 """How long a check may go on once the service is to end: most take less."""
 _ROW_GROUP_BYTES = 16 * 2**20
+_INPUTS = "inputs.parquet"
+_Work = Callable[..., dict[str, Any]]
 
 
 class Verdict(NamedTuple):
@@ -66,22 +70,40 @@ class Checker:
 
         Raises Invalid, StorageFull, Stopped, and Busy when too many are being checked.
         """
-        with _place(self._hall, 0), _place(self._room, _WAIT_SECONDS):
-            return self._check(task, uploads, options, folder)
+        found = self._run(_check, (task, dict(uploads), options), folder, next(iter(uploads)))
+        files = {split: folder / f"{split}.parquet" for split in found["splits"]}
+        return Verdict(files, found["splits"], found["schema"], found["report"])
 
-    def _check(
-        self, task: str, uploads: Mapping[str, Upload], options: DatasetOptions, folder: Path
-    ) -> Verdict:
-        arguments = (task, dict(uploads), options, folder, self._seconds, self._bytes)
-        process = _CONTEXT.Process(target=_check_in_child, args=arguments, daemon=True)
+    def read(self, task: str, upload: Upload, folder: Path) -> Path:
+        """Inputs for a model of that task, as Parquet in the columns of `tasks.parts.inputs`.
+
+        Raises like `check`.
+        """
+        self._run(_read, (task, upload), folder, "file")
+        return folder / _INPUTS
+
+    def _run(
+        self, work: _Work, arguments: tuple[Any, ...], folder: Path, loc: str
+    ) -> dict[str, Any]:
+        """What `work` finds; its files lie in `folder`."""
+        with _place(self._hall, 0), _place(self._room, _WAIT_SECONDS):
+            return self._run_in_child(work, arguments, folder, loc)
+
+    def _run_in_child(
+        self, work: _Work, arguments: tuple[Any, ...], folder: Path, loc: str
+    ) -> dict[str, Any]:
+        limits = (self._seconds, self._bytes)
+        process = _CONTEXT.Process(
+            target=_in_child, args=(work, arguments, folder, *limits), daemon=True
+        )
         process.start()
         self._wait(process)
-        status, loc = process.exitcode, next(iter(uploads))
+        status = process.exitcode
         process.kill()
         process.join()
         found = folder / "verdict.json"
         if status == 0 and found.is_file():
-            return _read(json.loads(found.read_bytes()), folder, loc)
+            return _verdict(json.loads(found.read_bytes()), loc)
         log.warning("a check ended with exit code %s", status)
         if status == errno.ENOSPC:
             raise StorageFull("No room for the check of a data set.")
@@ -116,31 +138,26 @@ def _death(status: int | None, seconds: int, loc: str) -> Problem:
     return Problem((loc,), "checking this takes more memory than it may take")
 
 
-def _read(verdict: dict[str, Any], folder: Path, loc: str) -> Verdict:
+def _verdict(verdict: dict[str, Any], loc: str) -> dict[str, Any]:
+    """What a check found. Raises Invalid."""
     if "crash" in verdict:
         log.error("a check failed:\n%s", verdict["crash"])
         raise Invalid(Problem((loc,), "this cannot be read; the log of the service says more"))
     if "problems" in verdict:
         raise Invalid(*(Problem(tuple(loc), *rest) for loc, *rest in verdict["problems"]))
-    files = {split: folder / f"{split}.parquet" for split in verdict["splits"]}
-    return Verdict(files, verdict["splits"], verdict["schema"], verdict["report"])
+    return verdict
 
 
 # In the child
 
 
-def _check_in_child(
-    task: str,
-    uploads: Mapping[str, Upload],
-    options: DatasetOptions,
-    folder: Path,
-    seconds: int,
-    memory: int,
+def _in_child(
+    work: _Work, arguments: tuple[Any, ...], folder: Path, seconds: int, memory: int
 ) -> None:
     _end_with_service()
     _bound(seconds, memory)
     try:
-        found = _check(task, uploads, options, folder)
+        found = work(*arguments, folder)
     except Invalid as error:
         found = {"problems": jsonable(error.problems)}
     except MemoryError:
@@ -160,11 +177,24 @@ def _check(
 ) -> dict[str, Any]:
     checked = task_named(task).check(uploads, options)
     for split, frame in checked.splits.items():
-        # Small groups of rows, so that a few examples can be shown without reading all of them.
-        rows = int(_ROW_GROUP_BYTES / max(1, frame.estimated_size() / max(1, frame.height)))
-        frame.write_parquet(folder / f"{split}.parquet", row_group_size=max(1, rows))
+        _write(frame, folder / f"{split}.parquet")
     splits = {split: frame.height for split, frame in checked.splits.items()}
     return {"splits": splits, "schema": checked.schema, "report": checked.report}
+
+
+def _read(task: str, upload: Upload, folder: Path) -> dict[str, Any]:
+    try:
+        inputs = read_inputs(upload, task_named(task).input_type)
+    except Invalid as error:
+        raise Invalid(*(p._replace(loc=("file", *p.loc)) for p in error.problems)) from None
+    _write(inputs, folder / _INPUTS)
+    return {}
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    """As Parquet with small groups of rows, so that a few can be had without reading all of them."""
+    rows = int(_ROW_GROUP_BYTES / max(1, frame.estimated_size() / max(1, frame.height)))
+    frame.write_parquet(path, row_group_size=max(1, rows))
 
 
 def _end_with_service() -> None:

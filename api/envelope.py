@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping
 from uuid import uuid4
 
 from fastapi import HTTPException, Request
@@ -64,16 +63,20 @@ def _request_id(scope: Scope) -> str:
 
 
 class Bound:
-    """Refuses a body above `limit` bytes, or above the limit of its path; said or sent, whichever is first."""
+    """Refuses a body above `limit` bytes, or an upload above its own; said or sent, whichever is first."""
 
-    def __init__(self, app: ASGIApp, limit: int, paths: Mapping[str, int]) -> None:
-        self.app, self.limit, self.paths = app, limit, paths
+    def __init__(
+        self, app: ASGIApp, limit: int, uploads: re.Pattern[str], upload_limit: int
+    ) -> None:
+        """`uploads` are the paths of uploads."""
+        self.app, self.limit = app, limit
+        self.uploads, self.upload_limit = uploads, upload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = self.paths.get(scope["path"], self.limit)
+        limit = self.upload_limit if self.uploads.fullmatch(scope["path"]) else self.limit
         said, sent = Headers(scope=scope).get("Content-Length", ""), 0
 
         async def receive_within() -> Message:

@@ -160,7 +160,9 @@ class ProgressOut(BaseModel):
     epochs: int | None = Field(None, description="Epochs there will be.")
     step: int = Field(0, description="Steps done.")
     steps: int | None = Field(None, description="Steps there will be.")
-    percent: float = Field(0.0, description="Share of the steps done.")
+    rows_done: int | None = Field(None, description="Inputs of a batch prediction that are done.")
+    rows: int | None = Field(None, description="Inputs there are.")
+    percent: float = Field(0.0, description="Share of the steps or inputs done.")
     eta_seconds: float | None = Field(None, description="Time it will probably still take.")
 
 
@@ -183,13 +185,17 @@ class JobOut(BaseModel):
     """A job as it is now."""
 
     id: str = Field(description="Its id.")
-    kind: Literal["train", "evaluate"] = Field(description="A training or an evaluation.")
+    kind: Literal["train", "evaluate", "predict"] = Field(
+        description="A training, an evaluation or a batch prediction."
+    )
     name: str = Field(description="Its name.")
     status: Status = Field(description="Where it is in its life.")
     waiting: str | None = Field(
         None, description="Why it is queued; only when one job is asked for."
     )
-    dataset: str | None = Field(description="The data set's id; null if that was deleted.")
+    dataset: str | None = Field(
+        description="The data set's id; null if that was deleted, or inputs came as a file."
+    )
     dataset_name: str | None = Field(description="The data set's name.")
     task: str = Field(description="The task's name.")
     resolved: dict[str, Any] = Field(
@@ -198,7 +204,9 @@ class JobOut(BaseModel):
     request: dict[str, Any] = Field(description="What was asked for.")
     progress: ProgressOut = Field(description="How far it is.")
     metrics: dict[str, Any] = Field(description="Of the best checkpoint, by split.")
-    result: dict[str, Any] | None = Field(description="What an evaluation found.")
+    result: dict[str, Any] | None = Field(
+        description="What an evaluation found; what a batch prediction came to."
+    )
     model: str | None = Field(description="The model version it made, once succeeded.")
     base: str | None = Field(description="The model it started from.")
     base_checkpoint: str | None = Field(description="The checkpoint it started from.")

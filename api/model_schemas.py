@@ -68,7 +68,17 @@ class ModelDetail(BaseModel):
     created_at: datetime = Field(description="When these weights were saved.")
 
 
-class Evaluation(Plain):
+class RunOptions(Plain):
+    """How a job that trains nothing is run."""
+
+    resources: Resources = Field(Resources(), description="What the job runs on.")
+    priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
+    webhook: Hook | None = Field(
+        None, description="Where its events are sent: a URL, or a URL and which events."
+    )
+
+
+class Evaluation(RunOptions):
     """What to evaluate a model on."""
 
     model_config = ConfigDict(
@@ -77,11 +87,6 @@ class Evaluation(Plain):
 
     dataset: str = Field(max_length=100, description="The id of a data set of the model's task.")
     split: str = Field("test", max_length=100, description="Which of its splits.")
-    resources: Resources = Field(Resources(), description="What the job runs on.")
-    priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
-    webhook: Hook | None = Field(
-        None, description="Where its events are sent: a URL, or a URL and which events."
-    )
 
 
 class AliasIn(Plain):
@@ -169,7 +174,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 def _named(session: Session, project_id: str, found: Resolved) -> dict[str, Any]:
     """What the model adds of which the checkpoint is a version."""
     name, _, number = found.ref.partition("@")
-    if not number:
+    if not number or name.startswith("job_"):
         return {}
     rows = models.versions(session, project_id, name)
     version = next((row for row in rows if row.version == int(number)), None)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 
-from api.dependencies import Writing
+from api.dependencies import CurrentDatabase, Writing
 from api.job_schemas import JobOut, job_in_detail
 from api.queue import Bell
 from api.replies import Once
@@ -20,11 +20,18 @@ class Submission:
         request: Request,
         response: Response,
         after: BackgroundTasks,
+        database: CurrentDatabase,
         session: Writing,
         once: Once,
     ) -> None:
+        self._database = database
         self._bell: Bell = request.app.state.bell
         self._response, self._after, self._session, self._once = response, after, session, once
+
+    def is_known(self, sent: Any) -> bool:
+        """Whether there is such a job already, for what takes long to make. Raises Invalid like a call."""
+        with self._database.transaction(read_only=True) as session:
+            return self._once.known(session, sent, JobOut) is not None
 
     def __call__(self, sent: Any, make: Callable[[], Job]) -> JobOut:
         """The job that `make` gives, or gave when `sent` came here with the same key before."""

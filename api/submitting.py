@@ -9,7 +9,7 @@ from api import faults
 from api.addresses import read_url
 from api.job_schemas import JobCreate, Resources, Webhook, model_name_of
 from models.parts.options import LARGEST
-from store import checkpoints, datasets, jobs, models, workers
+from store import artifacts, checkpoints, datasets, jobs, models, workers
 from store.columns import Object
 from store.errors import Conflict
 from store.models import Resolved
@@ -75,7 +75,7 @@ def clone(
     *,
     webhook_private: bool,
 ) -> Job:
-    """A new job whose request is this one's with changes. Raises Conflict for an evaluation."""
+    """A new job whose request is this one's with changes. Raises Conflict unless it is a training."""
     job = _training(session, project_id, job_id)
     asked = faults.read(JobCreate, merged(job.request, changes))
     return submit(session, project_id, asked, webhook_private=webhook_private, parent_id=job.id)
@@ -147,6 +147,21 @@ def _check_resources(asked: Resources, spec: Spec) -> None:
         raise Invalid(Problem(("training", "batch_size"), message, LARGEST, "a number"))
 
 
+def chosen_split(
+    session: Session, project_id: str, dataset_id: str, split: str, task: str
+) -> Dataset:
+    """The data set, which has such a split for such a task. Raises NotFound, Conflict and Invalid."""
+    dataset = datasets.get(session, project_id, dataset_id)
+    if dataset.status != "ready":
+        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
+    if dataset.task != task:
+        raise Invalid(Problem(("dataset",), "the data set is for another task", dataset.task, task))
+    if split not in dataset.splits:
+        splits = list(dataset.splits)
+        raise Invalid(Problem(("split",), "the data set has no such split", split, splits))
+    return dataset
+
+
 def chosen_queue(session: Session, asked: str) -> str:
     """The queue asked for; instead of "auto" the GPUs' one when any worker alive serves it."""
     if asked != "auto":
@@ -177,12 +192,13 @@ def _again(
     spec: Object | None = None,
     request: Object | None = None,
 ) -> Job:
-    if job.dataset_id is None:
+    inputs = artifacts.inputs(session, job.id)
+    if job.dataset_id is None and inputs is None:
         raise Conflict(f"The data set of job {job.id} was deleted.")
     return jobs.create(
         session,
         job.project_id,
-        kind="evaluate" if job.kind == "evaluate" else "train",
+        kind=job.kind,  # type: ignore[arg-type]  # its column takes no other
         name=job.name,
         dataset_id=job.dataset_id,
         task=job.task,
@@ -200,4 +216,5 @@ def _again(
         max_attempts=job.max_attempts,
         webhook=job.webhook,
         profile=job.profile,
+        inputs_blob=inputs,
     )

@@ -1,12 +1,25 @@
-"""Where uploads lie while they are checked, and who removes them when their process was killed."""
+"""What comes with uploads, where they lie while they are checked, and who removes them after a kill."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from fastapi import UploadFile
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from api import faults
+from tasks.base import Upload
+from tasks.parts.problems import Invalid, Problem
+
+_COPY_BYTES = 2**20
+Options = TypeVar("Options", bound=BaseModel)
 
 
 @contextmanager
@@ -25,6 +38,25 @@ def own_folder(parent: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def save(file: UploadFile, path: Path) -> tuple[Upload, str]:
+    """The file on disk, and the SHA-256 of its bytes."""
+    digest = hashlib.sha256()
+    with path.open("wb") as target:
+        for data in iter(lambda: file.file.read(_COPY_BYTES), b""):
+            digest.update(data)
+            target.write(data)
+    return Upload(path, file.filename or path.name), digest.hexdigest()
+
+
+def read_options(text: str, options_type: type[Options]) -> Options:
+    """The JSON in the field `options` of a form. Raises Invalid."""
+    try:
+        value = from_json(text.strip() or "{}")
+    except ValueError as error:
+        raise Invalid(Problem(("options",), f"not valid JSON: {error}", text)) from None
+    return faults.read(options_type, value, ("options",))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session
 
-from store import checkpoints, datasets, events, ids, logs, models, pages, queues
+from store import artifacts, checkpoints, datasets, events, ids, logs, models, pages, queues
 from store import metrics as curves
 from store.columns import Object
 from store.errors import Conflict, NotFound
@@ -21,6 +21,7 @@ from store.leases import lock
 from store.session import now
 from store.tables import TERMINAL, Checkpoint, Job, JobEvent
 
+Kind = Literal["train", "evaluate", "predict"]
 End = Literal["succeeded", "failed", "cancelled"]
 Wish = Literal["cancel", "stop", "pause", "preempt"]
 """What a running job is to do: the first three for its user, the last for a job of higher priority."""
@@ -33,9 +34,9 @@ def create(
     session: Session,
     project_id: str,
     *,
-    kind: Literal["train", "evaluate"],
+    kind: Kind,
     name: str,
-    dataset_id: str,
+    dataset_id: str | None,
     task: str,
     spec: Object,
     request: Object,
@@ -51,14 +52,16 @@ def create(
     max_attempts: int = 3,
     webhook: Object | None = None,
     profile: Object | None = None,
+    inputs_blob: str | None = None,
 ) -> Job:
     """A queued job. A training makes a version of the model `model_name` (its `name` by default).
 
     Each of its statuses among the "events" of `webhook` is told to its "url". The steps that `profile`
     names are recorded by a profiler.
-    Raises NotFound for a data set or checkpoint that is not the project's.
+    A batch prediction reads a data set, or the inputs in a stored blob.
+    Raises NotFound for a data set or checkpoint that is not the project's, and for a blob that was swept.
     """
-    dataset = datasets.hold(session, project_id, dataset_id)
+    dataset = datasets.hold(session, project_id, dataset_id) if dataset_id else None
     for checkpoint_id in filter(None, (base_checkpoint_id, resume_checkpoint_id)):
         checkpoints.hold(session, project_id, checkpoint_id)
     moment = now(session)
@@ -68,7 +71,7 @@ def create(
         kind=kind,
         name=name,
         dataset_id=dataset_id,
-        dataset_name=dataset.name,
+        dataset_name=dataset.name if dataset else None,
         task=task,
         spec=spec,
         request=request,
@@ -99,6 +102,8 @@ def create(
     session.flush()
     events.append(session, job, "status", {"status": "queued"})
     session.flush()
+    if inputs_blob is not None:
+        artifacts.keep(session, job, artifacts.INPUTS, artifacts.PARQUET, inputs_blob)
     return job
 
 
@@ -460,6 +465,7 @@ def _end(session: Session, job: Job, status: End, **data: str | None) -> None:
         _leave(session, job, status, **data)
     if status == "cancelled":
         checkpoints.discard(session, Checkpoint.job_id == job.id)
+        artifacts.drop_parts(session, job.id)
 
 
 def _leave(session: Session, job: Job, status: str, **data: object) -> None:

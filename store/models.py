@@ -119,11 +119,15 @@ def delete(session: Session, project_id: str, ref: str) -> None:
 
 
 def resolve(session: Session, project_id: str, ref: str) -> Resolved:
-    """The checkpoint that name, name@3, name@alias, job_... (its best) or ckpt_... means. Raises NotFound."""
+    """The checkpoint that name, name@3, name@alias, job_... (its best) or ckpt_... means. Raises NotFound.
+
+    The exact form of job_... says after how many steps that checkpoint was made, as in job_...@1200.
+    """
     if ref.startswith("ckpt_"):
         return Resolved(ref, checkpoints.get(session, project_id, ref))
     if ref.startswith("job_"):
-        return Resolved(ref, _of_job(session, project_id, ref))
+        checkpoint = _of_job(session, project_id, *ref.partition("@")[::2])
+        return Resolved(f"{checkpoint.job_id}@{checkpoint.step}", checkpoint)
     name, _, selector = ref.partition("@")
     model = get(session, project_id, name)
     version = _selected(session, model, selector)
@@ -131,14 +135,16 @@ def resolve(session: Session, project_id: str, ref: str) -> Resolved:
     return Resolved(shown, checkpoints.load(session, version.checkpoint_id))
 
 
-def _of_job(session: Session, project_id: str, job_id: str) -> Checkpoint:
+def _of_job(session: Session, project_id: str, job_id: str, step: str) -> Checkpoint:
+    """What stands for a job, or its checkpoint of that step while it is kept."""
     job = session.get(Job, job_id)
     if job is None or job.project_id != project_id:
         raise NotFound("job", job_id)
-    checkpoint = checkpoints.chosen(session, job_id)
-    if checkpoint is None:
-        raise NotFound("checkpoint of job", job_id)
-    return checkpoint
+    kept = checkpoints.page(session, job_id) if step else [checkpoints.chosen(session, job_id)]
+    found = next((c for c in kept if c is not None and step in ("", str(c.step))), None)
+    if found is None:
+        raise NotFound("checkpoint of job", f"{job_id}@{step}" if step else job_id)
+    return found
 
 
 def _selected(session: Session, model: Model, selector: str) -> ModelVersion:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -270,6 +271,13 @@ class Task(Option):
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
         return dict(self.score(predictions, examples))
+
+
+@cache
+def media_of(input_type: type[BaseModel]) -> str | None:
+    """The media type of inputs that are files."""
+    fields = input_type.model_json_schema().get("properties", {}).values()
+    return next((f["contentMediaType"] for f in fields if "contentMediaType" in f), None)
 
 
 def read_fields(model: type[Model], value: Any) -> Model:

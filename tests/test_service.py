@@ -65,6 +65,15 @@ def test_a_data_set_becomes_a_model_that_predicts(service: Service, tmp_path: Pa
         done["metrics"]["validation"]["accuracy"]
     )
 
+    lines = "".join(f"{json.dumps(row)}\n" for row in [*rows, {"length": "long"}]).encode()
+    path, files = "/v1/models/flowers@1/batch-predict", {"file": ("rows.jsonl", lines)}
+    batch = client.wait(client.call("POST", path, files=files)["id"])
+    assert (batch["progress"]["rows_done"], batch["result"]["failed"]) == (3, 1)
+    stored = client.http.get(f"/v1/jobs/{batch['id']}/artifacts/predictions.jsonl").text
+    answers = [json.loads(line) for line in stored.splitlines()]
+    assert [answer["prediction"]["label"] for answer in answers[:2]] == ["iris", "rose"]
+    assert answers[2]["errors"][0]["loc"] == ["line", 3, "length"]
+
 
 @pytest.mark.skipif(cores() < 2, reason="on the CPU, two devices are two threads of a worker")
 def test_a_job_of_two_devices_makes_a_model_that_predicts(service: Service, tmp_path: Path) -> None:

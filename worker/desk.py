@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -20,7 +20,17 @@ from worker.group import ALONE, Group
 from worker.materials import Materials
 from worker.outages import persist
 from worker.settings import WorkerSettings
-from worker.trainer import Assignment, Inbox
+from worker.trainer import Assignment, Command, Inbox
+
+T = TypeVar("T")
+
+
+class Told(Exception):
+    """The run is to end here, for the command that came."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command)
+        self.command = command
 
 
 class Desk(NamedTuple):
@@ -48,6 +58,18 @@ class Desk(NamedTuple):
             found = checkpoints.chosen(session, self.job.id)
         assert found is not None
         return found
+
+    def heard(self, work: Iterator[T]) -> Iterator[T]:
+        """Work that ends early when the run is to end. Raises Told."""
+        for piece in work:
+            self.go_on()
+            yield piece
+
+    def go_on(self) -> None:
+        """Look whether the run is to end. Raises Told."""
+        command = self.inbox.look()
+        if command not in (None, "stop"):
+            raise Told(command)
 
     def finish(self, status: jobs.End, **outcome: Any) -> None:
         """End the job for good. Raises Fenced and Unreachable."""

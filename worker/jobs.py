@@ -3,8 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -17,11 +16,12 @@ from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 from worker import checkpoints, probes
 from worker.checkpoints import Checkpoints, Position
-from worker.desk import Desk, settle, sit_down
+from worker.desk import Desk, Told, settle, sit_down
 from worker.failures import explain
 from worker.group import ALONE, Group, lost_peer
 from worker.loop import Diverged, Plan, Progress, Split, State, fit, judge, plan_of
 from worker.outages import Unreachable, disk_is_full, persist
+from worker.predictions import predict
 from worker.profiles import profiled
 from worker.report import Report
 from worker.settings import WorkerSettings
@@ -30,15 +30,6 @@ from worker.trainer import Assignment, Command, Exit, Inbox
 log = logging.getLogger(__name__)
 
 PREEMPTED = {"code": "preempted", "message": "A job of higher priority has its device."}
-T = TypeVar("T")
-
-
-class Told(Exception):
-    """The run is to end here, for the command that came."""
-
-    def __init__(self, command: Command) -> None:
-        super().__init__(command)
-        self.command = command
 
 
 def run(
@@ -71,7 +62,7 @@ def tell(desk: Desk) -> None:
     Raises Fenced, Unreachable, and what says that the disk is full or another process of the group gone.
     """
     try:
-        train(desk) if desk.job.kind == "train" else evaluate(desk)
+        {"train": train, "evaluate": evaluate, "predict": predict}[desk.job.kind](desk)
     except (Fenced, *Unreachable):
         raise
     except Told as told:
@@ -170,7 +161,7 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     else:
         codec = spec.task.learn_codec(examples["train"], dataset.schema, base and base.codec)
     splits = {
-        name: materials.split(files[name], rows, spec.task, codec, partial(go_on, desk))
+        name: materials.split(files[name], rows, spec.task, codec, desk.go_on)
         for name, rows in examples.items()
     }
 
@@ -249,23 +240,9 @@ def publish(ready: Ready, desk: Desk) -> None:
     metrics = dict(best.metrics)
     if "test" in ready.splits:
         desk.group.load(ready.trained.learner, desk.materials.blob(best.weights_blob))
-        *_, judged = heard(desk, judge(ready.trained, {"test": ready.splits["test"]}))
+        *_, judged = desk.heard(judge(ready.trained, {"test": ready.splits["test"]}))
         metrics |= judged or {}
     desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id)
-
-
-def heard(desk: Desk, work: Iterator[T]) -> Iterator[T]:
-    """Work that ends early when the run is to end. Raises Told."""
-    for piece in work:
-        go_on(desk)
-        yield piece
-
-
-def go_on(desk: Desk) -> None:
-    """Look whether the run is to end. Raises Told."""
-    command = desk.inbox.look()
-    if command not in (None, "stop"):
-        raise Told(command)
 
 
 def in_smaller_pieces(ready: Ready, devices: int) -> Spec | None:
@@ -291,7 +268,7 @@ def find_out(spec: Spec, desk: Desk) -> None:
     else:
         code, steps = "compile", plan.steps - ready.start.state.step
         trying = probes.find_compiling(learner, train, asked, steps, desk.job.budget_seconds)
-    *_, found = heard(desk, trying)
+    *_, found = desk.heard(trying)
     assert found is not None
     with Report(desk.database, desk.job) as report:
         report.say(found.message)
@@ -313,9 +290,8 @@ def evaluate(desk: Desk) -> None:
     if split not in files:
         raise Invalid(Problem(("split",), "the data set has no such split", split, sorted(files)))
     examples = materials.examples(files[split])
-    busy = partial(go_on, desk)
-    found = materials.split(files[split], examples, trained.task, trained.codec, busy)
-    *_, predictions = heard(desk, trained.answering(found.columns))
+    found = materials.split(files[split], examples, trained.task, trained.codec, desk.go_on)
+    *_, predictions = desk.heard(trained.answering(found.columns))
     assert predictions is not None
     result = trained.task.evaluate(predictions, found.examples)
     metrics = {name: value for name, value in result.items() if name in trained.task.metrics}

@@ -1,6 +1,5 @@
 """Data sets: uploaded once, checked, kept."""
 
-import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -12,10 +11,9 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
-from pydantic_core import from_json, to_jsonable_python
+from pydantic_core import to_jsonable_python
 from sqlalchemy.orm import Session
 
-from api import faults
 from api.auth import Train
 from api.cache import Cache
 from api.checking import Checker, Verdict
@@ -23,18 +21,18 @@ from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
 from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
+from api.uploads import read_options, save
 from store import blobs, datasets
 from store.errors import NotFound
 from store.session import Database
 from store.tables import Dataset
-from tasks.base import DatasetOptions, Upload
+from tasks.base import DatasetOptions
 from tasks.catalog import task_named, tasks
 from tasks.parts.problems import Invalid, Problem
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 Split = Literal["train", "validation", "test"]
-_COPY_BYTES = 2**20
 _LONGEST_TEXT, _LONGEST_LIST, _LONGEST_BYTES = 10_000, 1_000, 2**18
 
 
@@ -131,11 +129,11 @@ def create_dataset(
     sent = {"file": file, "train": train, "validation": validation, "test": test}
     files = {split: upload for split, upload in sent.items() if upload is not None}
     kind = task_named(task)
-    read = _read_options(options, kind.options_type)
+    read = read_options(options, kind.options_type)
     _check_combination(set(files))
     checker: Checker = request.app.state.checker
     with TemporaryDirectory(dir=request.app.state.uploads) as folder:
-        saved = {split: _save(file, Path(folder) / split) for split, file in files.items()}
+        saved = {split: save(file, Path(folder) / split) for split, file in files.items()}
         uploads = {split: upload for split, (upload, _) in saved.items()}
         contents = {split: (upload.name, digest) for split, (upload, digest) in saved.items()}
         asked = [task, name, options, contents]
@@ -216,14 +214,6 @@ def delete_dataset(principal: Train, session: Writing, dataset_id: str) -> None:
     datasets.delete(session, principal.project_id, dataset_id)
 
 
-def _read_options(text: str, options_type: type[DatasetOptions]) -> DatasetOptions:
-    try:
-        value = from_json(text.strip() or "{}")
-    except ValueError as error:
-        raise Invalid(Problem(("options",), f"not valid JSON: {error}", text)) from None
-    return faults.read(options_type, value, ("options",))
-
-
 def _check_combination(sent: set[str]) -> None:
     """Either `file` alone, or `train` with others. Raises Invalid."""
     if ("file" in sent) == ("train" in sent) or ("file" in sent and len(sent) > 1):
@@ -237,16 +227,6 @@ def _check_combination(sent: set[str]) -> None:
         raise Invalid(
             Problem(("file",), "send one of these combinations", sorted(sent) or None, allowed)
         )
-
-
-def _save(file: UploadFile, path: Path) -> tuple[Upload, str]:
-    """The file on disk, and the SHA-256 of its bytes."""
-    digest = hashlib.sha256()
-    with path.open("wb") as target:
-        for data in iter(lambda: file.file.read(_COPY_BYTES), b""):
-            digest.update(data)
-            target.write(data)
-    return Upload(path, file.filename or path.name), digest.hexdigest()
 
 
 def _store(

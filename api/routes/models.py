@@ -24,11 +24,9 @@ from api.new_job import NewJob
 from api.schemas import After, Limit, PageOut, page_out
 from api.serving import references
 from api.serving.engine import Serving
-from api.submitting import chosen_queue, chosen_webhook
-from store import blobs, datasets, jobs, models
-from store.errors import Conflict
+from api.submitting import chosen_queue, chosen_split, chosen_webhook
+from store import blobs, jobs, models
 from store.tables import Job
-from tasks.parts.problems import Invalid, Problem
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -178,15 +176,8 @@ def _evaluate(
 ) -> Job:
     """A queued evaluation. Raises NotFound, Conflict, and Invalid for a data set of another task."""
     found = references.find(session, project_id, ref)
-    dataset = datasets.get(session, project_id, asked.dataset)
-    if dataset.status != "ready":
-        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
     task = found.checkpoint.spec["task"]["name"]
-    if dataset.task != task:
-        raise Invalid(Problem(("dataset",), "the data set is for another task", dataset.task, task))
-    if asked.split not in dataset.splits:
-        splits = list(dataset.splits)
-        raise Invalid(Problem(("split",), "the data set has no such split", asked.split, splits))
+    dataset = chosen_split(session, project_id, asked.dataset, asked.split, task)
     return jobs.create(
         session,
         project_id,

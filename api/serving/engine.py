@@ -17,6 +17,7 @@ from api.serving.loading import Loader
 from api.serving.references import References
 from api.serving.resident import Residents, Served
 from api.settings import ApiSettings
+from store.errors import NotFound
 from store.models import Resolved
 from store.session import Database
 from tasks.base import Task
@@ -64,7 +65,16 @@ class Serving:
     async def find(self, project_id: str, ref: str) -> Ready:
         """The model that a ref means, loaded if need be; raises NotFound and Conflict like `references.find`."""
         found = await self.resolve(project_id, ref)
-        return Ready(found.ref, await self.residents.get(found.checkpoint))
+        while True:
+            try:
+                return Ready(found.ref, await self.residents.get(found.checkpoint))
+            except NotFound:
+                # A job discards its checkpoint when it has a better one: that is what the ref means by now.
+                self._references.forget()
+                newer = await self.resolve(project_id, ref)
+                if newer.checkpoint.id == found.checkpoint.id:
+                    raise
+                found = newer
 
     async def resolve(self, project_id: str, ref: str) -> Resolved:
         """The checkpoint that a ref means; raises like `find`."""

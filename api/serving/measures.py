@@ -51,7 +51,8 @@ class Measures:
 
 def of_model(task: str, ref: str) -> Measures:
     """The counters of the model that `ref` names; checkpoints of jobs share one entry."""
-    name = ref.partition("@")[0] if "@" in ref else "checkpoint"
+    name, _, version = ref.partition("@")
+    name = name if version and not name.startswith("job_") else "checkpoint"
     if name not in _names and len(_names) >= MOST_MODELS:
         name = "other"
     _names.add(name)

@@ -25,13 +25,13 @@ def find(session: Session, project_id: str, ref: str) -> Resolved:
     try:
         return models.resolve(session, project_id, ref)
     except NotFound:
-        if not ref.startswith("job_"):
+        if not ref.startswith("job_") or "@" in ref:
             raise
         job = jobs.get(session, project_id, ref)
         raise Conflict(
             f"Job {ref} has no checkpoint to predict with; it is {jobs.shown_status(job)}."
             if job.kind == "train"
-            else f"Job {ref} is an evaluation, which makes no model."
+            else f"Job {ref} is no training, so it makes no model."
         ) from None
 
 

@@ -240,7 +240,7 @@ def class_folders(archive: Archive) -> list[Placed]:
     Folders around everything are looked through; what operating systems leave behind is passed over.
     Raises Invalid for files that lie elsewhere, and for an archive without any.
     """
-    names = [name for name in archive.names if not _is_clutter(name)]
+    names = [name for name in archive.names if not is_clutter(name)]
     if not names:
         raise Invalid(Problem((), "the archive is empty", "no files", "label/name"))
     paths = _unwrapped([name.split("/") for name in names])
@@ -260,7 +260,8 @@ def class_folders(archive: Archive) -> list[Placed]:
     ]
 
 
-def _is_clutter(name: str) -> bool:
+def is_clutter(name: str) -> bool:
+    """Whether an operating system left it behind: nothing that its user meant to send."""
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in name.split("/"))
 
 

@@ -79,10 +79,10 @@ def table_format(upload: Upload) -> str:
     by_name = _SUFFIXES.get(Path(upload.name).suffix.lower())
     if by_name is not None:
         return by_name
-    return "tsv" if _delimiter(head.decode("utf-8", "replace")) == "\t" else "csv"
+    return "tsv" if delimiter(head.decode("utf-8", "replace")) == "\t" else "csv"
 
 
-class _Faults:
+class Faults:
     """Problems found so far; ends the reading when there are too many to list."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
     Raises Invalid for bytes that are not UTF-8, NUL bytes and endless lines, naming line and byte.
     """
-    faults = _Faults()
+    faults = Faults()
     with path.open("rb") as file:
         for number, raw in enumerate(_raw_lines(file), start=1):
             line = _decode(
@@ -121,7 +121,7 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
         yield raw
 
 
-def _decode(raw: bytes, number: int, faults: _Faults) -> str:
+def _decode(raw: bytes, number: int, faults: Faults) -> str:
     if len(raw) > MAX_LINE:
         faults.add(("line", number), "the line is too long", allowed=f"at most {MAX_LINE} bytes")
         faults.check()
@@ -135,16 +135,17 @@ def _decode(raw: bytes, number: int, faults: _Faults) -> str:
         return ""
 
 
-def _batches(items: Iterator[T]) -> Iterator[list[T]]:
-    while some := list(islice(items, _CHUNK)):
+def batches(items: Iterator[T], size: int = _CHUNK) -> Iterator[list[T]]:
+    """So many items at a time, in their order."""
+    while some := list(islice(items, size)):
         yield some
 
 
 # CSV and TSV
 
 
-def _delimiter(head: str) -> str:
-    """Whatever cuts the header into most cells; a comma if nothing does."""
+def delimiter(head: str) -> str:
+    """What stands between cells: whatever cuts the header into most cells; a comma if nothing does."""
     header = head.removeprefix("\ufeff").splitlines()[:1]
     cells = {mark: len(next(csv.reader(header, delimiter=mark), [])) for mark in ",;\t|"}
     return max(cells, key=lambda mark: cells[mark])
@@ -154,7 +155,7 @@ def _read_csv(path: Path) -> pl.DataFrame:
     with path.open("rb") as file:
         head = file.readline(MAX_LINE).decode("utf-8", "replace")
     try:
-        mark = _delimiter(head)
+        mark = delimiter(head)
     except csv.Error:
         mark = ","
     return _read_delimited(path, mark, csv.QUOTE_MINIMAL)
@@ -169,18 +170,18 @@ def _read_tsv(path: Path) -> pl.DataFrame:
 
 
 def _read_delimited(path: Path, mark: str, quoting: int) -> pl.DataFrame:
-    faults = _Faults()
+    faults = Faults()
     rows = _rows(path, mark, quoting, faults)
     names = [name.strip() for name in next(rows, (1, []))[1]]
-    _check_names(names, faults)
+    check_names(names, faults)
     faults.check()
     sound = (row for row in rows if _fits(row, names, faults))
-    chunks = [_chunk(some, names) for some in _batches(sound)]
+    chunks = [_chunk(some, names) for some in batches(sound)]
     faults.check()
     return pl.concat(chunks) if chunks else pl.DataFrame({name: [] for name in names})
 
 
-def _rows(path: Path, mark: str, quoting: int, faults: _Faults) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, mark: str, quoting: int, faults: Faults) -> Iterator[tuple[int, list[str]]]:
     """Each row and the line it begins on; blank lines are skipped."""
     reader = csv.reader(text_lines(path), delimiter=mark, quoting=quoting, strict=True)  # type: ignore[arg-type]
     while True:
@@ -196,7 +197,7 @@ def _rows(path: Path, mark: str, quoting: int, faults: _Faults) -> Iterator[tupl
             yield begin, row
 
 
-def _broken(line: int, error: str, faults: _Faults) -> None:
+def _broken(line: int, error: str, faults: Faults) -> None:
     if "field larger" in error:
         allowed = f"at most {MAX_CELL} characters"
         faults.add(("line", line), "a cell is too long; is a quote never closed?", None, allowed)
@@ -207,7 +208,7 @@ def _broken(line: int, error: str, faults: _Faults) -> None:
         faults.add(("line", line), f"broken quoting: {error}", allowed='quotes inside doubled: ""')
 
 
-def _check_names(names: list[str], faults: _Faults) -> None:
+def check_names(names: list[str], faults: Faults) -> None:
     if len(names) > MAX_COLUMNS:
         faults.add(("line", 1), "too many columns", len(names), f"at most {MAX_COLUMNS}")
         return
@@ -222,7 +223,7 @@ def _check_names(names: list[str], faults: _Faults) -> None:
         seen.add(name)
 
 
-def _fits(row: tuple[int, list[str]], names: list[str], faults: _Faults) -> bool:
+def _fits(row: tuple[int, list[str]], names: list[str], faults: Faults) -> bool:
     line, cells = row
     if len(cells) != len(names):
         faults.add(("line", line), "wrong number of cells", len(cells), len(names))
@@ -241,18 +242,18 @@ def _chunk(rows: list[tuple[int, list[str]]], names: list[str]) -> pl.DataFrame:
 
 
 def _read_jsonl(path: Path) -> pl.DataFrame:
-    faults = _Faults()
+    faults = Faults()
     objects = (
         (number, found)
         for number, line in enumerate(text_lines(path), start=1)
         if line.strip() and (found := _object(line, number, faults)) is not None
     )
-    frames = [_frame(some, faults) for some in _batches(objects)]
+    frames = [_frame(some, faults) for some in batches(objects)]
     faults.check()
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
-def _object(line: str, number: int, faults: _Faults) -> dict[str, Any] | None:
+def _object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
     try:
         found = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -269,7 +270,7 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number of JSON")
 
 
-def _check_cell(name: str, cell: Any, number: int, faults: _Faults) -> bool:
+def _check_cell(name: str, cell: Any, number: int, faults: Faults) -> bool:
     msg = None
     if not name or _unstorable(name):
         msg = "not a name for a column"
@@ -293,7 +294,7 @@ def _unstorable(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text)
 
 
-def _frame(objects: list[tuple[int, dict[str, Any]]], faults: _Faults) -> pl.DataFrame:
+def _frame(objects: list[tuple[int, dict[str, Any]]], faults: Faults) -> pl.DataFrame:
     names = dict.fromkeys(name for _, found in objects for name in found)
     if len(names) > MAX_COLUMNS:
         faults.add((), "too many columns", len(names), f"at most {MAX_COLUMNS}")
@@ -342,9 +343,9 @@ _ALLOWED = (
 
 def _check_parquet(scan: pl.LazyFrame) -> None:
     """Refuses what would not fit into memory before it is there."""
-    faults = _Faults()
+    faults = Faults()
     schema = scan.collect_schema()
-    _check_names(schema.names(), faults)
+    check_names(schema.names(), faults)
     for name, kind in schema.items():
         if not (kind.is_numeric() or isinstance(kind, _ALLOWED)):
             faults.add((name,), "a kind of column that cannot be used", str(kind), "plain values")

@@ -54,7 +54,7 @@ def test_every_kind_of_reference_predicts(world: World, api: TestClient) -> None
     checkpoint = world.publish()
     api.put("/v1/models/rows/aliases/live", json={"version": 1})
     refs = {"rows": "rows@1", "rows@1": "rows@1", "rows@live": "rows@1"}
-    refs |= {ref: ref for ref in (checkpoint.id, str(checkpoint.job_id))}
+    refs |= {checkpoint.id: checkpoint.id, str(checkpoint.job_id): f"{checkpoint.job_id}@1"}
     for ref, shown in refs.items():
         answer = predict(api, ref, inputs=[row(1)])
         assert (answer.status_code, answer.json().get("model")) == (200, shown)

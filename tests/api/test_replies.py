@@ -29,6 +29,10 @@ CREATES: dict[str, tuple[Body | None, Body | None]] = {
         {"dataset": "DATASET", "split": "train"},
         {"dataset": "DATASET", "split": "validation"},
     ),
+    "/v1/models/{ref}/batch-predict": (
+        {"dataset": "DATASET", "split": "train"},
+        {"dataset": "DATASET", "split": "validation"},
+    ),
     "/v1/keys": ({"name": "a", "scopes": ["train"]}, {"name": "b", "scopes": ["train"]}),
     "/v1/projects": ({"name": "a"}, {"name": "b"}),
 }
@@ -76,7 +80,8 @@ def send(
         known = body and {
             name: dataset if value == "DATASET" else value for name, value in body.items()
         }
-        return who.post(there, json=known, headers=headers)
+        how = "data" if "batch" in path else "json"
+        return who.post(there, headers=headers, **{how: known})
 
     yield send
     for left in client.get("/v1/jobs", params={"status": "queued"}).json()["data"]:

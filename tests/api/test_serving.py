@@ -13,7 +13,7 @@ from api.serving import measures
 from api.serving.engine import Serving
 from api.serving.loading import Loader
 from api.settings import ApiSettings
-from store import jobs, models
+from store import blobs, jobs, models
 from store.errors import Conflict, NotFound
 from store.session import Database
 from store.tables import Checkpoint
@@ -251,6 +251,44 @@ def test_a_name_of_another_project_is_unknown(world: World, tell: Callable[..., 
     tell(story)
 
 
+def test_a_checkpoint_that_went_for_a_better_one_is_no_reason_to_fail(
+    world: World, tell: Callable[..., None]
+) -> None:
+    job = world.start()
+    first = world.save(job)
+
+    async def story(serving: Serving) -> None:
+        assert (await serving.resolve(world.project, job.id)).checkpoint.id == first.id
+        world.save(job, train(1), step=2)
+        with world.database.transaction() as session:
+            assert blobs.sweep(session, 0) > 0, "the bytes of the first one"
+        model = await serving.find(world.project, job.id)
+        assert model.ref == f"{job.id}@2"
+        assert len(await serving.predict(model, [row(1)])) == 1
+        with pytest.raises(NotFound):
+            await serving.resolve(world.project, f"{job.id}@1")
+        with pytest.raises(NotFound):
+            await serving.find(world.project, first.id)
+
+    tell(story)
+
+
+def test_a_checkpoint_that_is_gone_still_answers_whoever_has_its_model(
+    world: World, tell: Callable[..., None]
+) -> None:
+    job = world.start()
+    world.save(job)
+
+    async def story(serving: Serving) -> None:
+        model = await serving.find(world.project, job.id)
+        world.save(job, train(1), step=2)
+        with world.database.transaction() as session:
+            blobs.sweep(session, 0)
+        assert len(await serving.predict(model, [row(1)])) == 1
+
+    tell(story)
+
+
 def test_a_job_serves_its_best_checkpoint_and_says_when_there_is_none(
     world: World, tell: Callable[..., None]
 ) -> None:
@@ -282,7 +320,7 @@ def test_an_evaluation_is_no_model(world: World, tell: Callable[..., None]) -> N
         )
 
     async def story(serving: Serving) -> None:
-        with pytest.raises(Conflict, match="is an evaluation"):
+        with pytest.raises(Conflict, match="is no training"):
             await serving.resolve(world.project, job.id)
 
     tell(story)

@@ -83,3 +83,44 @@ def test_bytes_are_kept_and_counted_as_long_as_the_job(world: World) -> None:
     assert world.act(blobs.sweep, 0) == 9
     with pytest.raises(NotFound):
         world.act(blobs.size, blob)
+
+
+def test_parts_are_kept_in_order_until_they_are_dropped(world: World) -> None:
+    job, other = world.start(kind="predict"), world.start(kind="predict")
+    blobs_of = [blobs.put_bytes(world.database, bytes([n])) for n in range(3)]
+    for n in (1, 0, 2):
+        part = {"start": n * 10, "stop": n * 10 + 10, "blob_id": blobs_of[n]}
+        world.holder(artifacts.add_part, job, **part)
+    world.holder(artifacts.add_part, other, start=0, stop=5, blob_id=blobs_of[0])
+    add(world, job, "part of something else")
+    assert world.act(artifacts.parts, job.id) == list(zip((10, 20, 30), blobs_of, strict=True))
+    assert world.act(blobs.sweep, 0) == 0
+    world.act(artifacts.drop_parts, job.id)
+    assert names(world, job) == ["part of something else"]
+    assert len(world.act(artifacts.parts, other.id)) == 1
+
+
+def test_a_part_pays_attempts_back_and_goes_when_the_job_is_cancelled(world: World) -> None:
+    job = world.start(kind="predict")
+    world.holder(jobs.release, job, charge=True)
+    again = world.claim()
+    assert again is not None
+    assert again.attempt == 2
+    job = again
+    blob = blobs.put_bytes(world.database, b"part")
+    world.holder(artifacts.add_part, job, start=0, stop=5, blob_id=blob)
+    assert world.job(job).attempt == 1
+    world.user(jobs.cancel, job)
+    world.holder(jobs.finish, job, "cancelled")
+    assert names(world, job) == []
+    assert world.act(blobs.sweep, 0) > 0
+
+
+def test_inputs_of_a_file_are_there_from_the_start_and_must_be_stored(world: World) -> None:
+    blob = blobs.put_bytes(world.database, b"inputs")
+    job = world.submit(kind="predict", dataset_id=None, inputs_blob=blob)
+    assert world.act(artifacts.inputs, job.id) == blob
+    assert (world.job(job).dataset_id, world.job(job).dataset_name) == (None, None)
+    assert world.act(artifacts.inputs, world.submit().id) is None
+    with pytest.raises(NotFound, match="blob"):
+        world.submit(kind="predict", dataset_id=None, inputs_blob="0" * 64)

@@ -85,7 +85,8 @@ def test_every_reference_finds_its_checkpoint(world: World) -> None:
         "reviews@1": ("reviews@1", one),
         "reviews@2": ("reviews@2", two),
         "reviews@live": ("reviews@1", one),
-        first.id: (first.id, one),
+        first.id: (f"{first.id}@1", one),
+        f"{first.id}@1": (f"{first.id}@1", one),
         two: (two, two),
     }
     for ref, (shown, checkpoint_id) in expected.items():
@@ -105,6 +106,7 @@ def test_every_reference_finds_its_checkpoint(world: World) -> None:
         "reviews@unknown",
         "reviews@live@1",
         "job_unknown",
+        "job_unknown@1",
         "ckpt_unknown",
         "",
         "@",

@@ -16,6 +16,7 @@ import worker.checkpoints
 import worker.desk
 import worker.jobs
 import worker.loop
+import worker.predictions
 from store import jobs
 from store.errors import Fenced
 from store.tables import Job
@@ -40,6 +41,14 @@ PLACES: dict[str, tuple[Any, str]] = {
     "end": (worker.jobs, "publish"),
 }
 """What a trainer may be in the middle of: the function that it then has called."""
+OF_BATCHES: dict[str, tuple[Any, str]] = {
+    "reading": (worker.predictions, "answering"),
+    "part upload": (worker.predictions.blobs, "put"),
+    "part publication": (worker.predictions.artifacts, "add_part"),
+    "putting together": (worker.predictions, "publish"),
+    "batch end": (worker.predictions.jobs, "finish"),
+}
+"""The same of one that predicts."""
 
 
 class Death(NamedTuple):
@@ -58,7 +67,7 @@ def live(
     if death is None:
         trainer.main(assignment, settings, commands)
         return
-    owner, name = PLACES[death.place]
+    owner, name = (PLACES | OF_BATCHES)[death.place]
     with patch.object(owner, name, _fatal(getattr(owner, name), death)):
         trainer.main(assignment, settings, commands)
 

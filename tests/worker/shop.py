@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 from unittest.mock import patch
 from uuid import uuid4
 
+import polars as pl
 from safetensors.torch import load
 from sqlalchemy import update
 from torch import Tensor
@@ -22,8 +25,11 @@ from store.tables import Checkpoint, Dataset, Job
 from tasks import catalog
 from tasks.base import Facts, Task, Upload
 from tasks.catalog import Spec
+from tasks.trained import Trained
 from tests.conftest import opened
+from worker.cache import Cache
 from worker.loop import fit
+from worker.materials import Materials
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
 
@@ -175,6 +181,16 @@ class Shop:
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         return load(b"".join(blobs.read(self.database, checkpoint.weights_blob)))
+
+    def trained(self, checkpoint: Checkpoint) -> Trained:
+        """The model that a checkpoint is."""
+        with TemporaryDirectory() as folder:
+            cache = Cache(Path(folder), 1 << 30)
+            return Materials(self.database, cache).trained(checkpoint)
+
+    def examples(self, dataset: Dataset, split: str) -> pl.DataFrame:
+        blob = self.act(datasets.files, dataset.id)[split]
+        return pl.read_parquet(BytesIO(b"".join(blobs.read(self.database, blob))))
 
     def job(self, job: Job) -> Job:
         """The row as it is now."""
