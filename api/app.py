@@ -16,6 +16,7 @@ from api.checking import Checker
 from api.docs import DESCRIPTION, TAGS, Documented, add_docs
 from api.envelope import Bound, Envelope
 from api.errors import add_error_table, documented
+from api.lean import Shortcut
 from api.queue import Bell
 from api.routes import (
     admin,
@@ -87,6 +88,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if settings.docs:
         add_docs(app)
     add_error_table(app)
+    app.add_middleware(Shortcut, routes=[r for routes in ROUTES for r in routes.router.routes])
     app.add_middleware(Door, also_open={"/metrics"} if settings.metrics_public else frozenset())
     app.add_middleware(
         Bound, limit=settings.body_bytes, uploads=UPLOADS, upload_limit=settings.upload_bytes

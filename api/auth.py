@@ -11,10 +11,10 @@ from fastapi.security import HTTPBearer
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import Forbidden, Unauthenticated, explain
+from api.headers import header
 from store import keys
 from store.session import Database
 from store.tables import ApiKey
@@ -127,7 +127,7 @@ class Door:
 
 
 async def _authenticate(scope: Scope) -> Principal:
-    scheme, _, plain_key = Headers(scope=scope).get("Authorization", "").partition(" ")
+    scheme, _, plain_key = header(scope, b"authorization").partition(" ")
     if scheme.lower() != "bearer" or not plain_key.strip():
         raise Unauthenticated("Send an API key: `Authorization: Bearer KEY`.")
     known: Keys = scope["app"].state.keys
@@ -136,7 +136,7 @@ async def _authenticate(scope: Scope) -> Principal:
 
 def demand(request: Request, scope: str) -> Principal:
     """Whoever is asking. Raises Forbidden without the scope."""
-    found: Principal = request.state.principal
+    found: Principal = request.scope["state"]["principal"]
     if scope not in found.scopes:
         raise Forbidden(f"This needs a key with the scope {scope!r}: {SCOPES[scope]}.")
     return found

@@ -3,16 +3,22 @@
 import asyncio
 import re
 import time
-from uuid import uuid4
+from collections.abc import Iterable
+from functools import cache
+from random import getrandbits
 
 from fastapi import HTTPException, Request
-from starlette.datastructures import Headers, MutableHeaders
+from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Stopped, explain
+from api.headers import header
 from api.metrics import REQUEST_SECONDS
 
+RawHeader = tuple[bytes, bytes]
+
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+_OURS = {b"x-request-id", b"x-content-type-options"}
 
 
 class Envelope:
@@ -36,10 +42,7 @@ class Envelope:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers.setdefault("Cache-Control", "no-store")
+                message["headers"] = _enveloped(message["headers"], request_id)
             await send(message)
 
         try:
@@ -53,13 +56,26 @@ class Envelope:
             # Only templates of paths: the label must not grow with the ids that are asked for.
             route = getattr(scope.get("route"), "path_format", "none")
             seconds = time.perf_counter() - start
-            REQUEST_SECONDS.labels(scope["method"], route, str(status)).observe(seconds)
+            _seconds_of(scope["method"], route, status).observe(seconds)
+
+
+@cache
+def _seconds_of(method: str, route: str, status: int) -> Histogram:
+    return REQUEST_SECONDS.labels(method, route, str(status))
 
 
 def _request_id(scope: Scope) -> str:
-    """The sender's own id if it is a decent one."""
-    given = Headers(scope=scope).get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+    """The sender's own id if it is a decent one; else one that need not be hard to guess."""
+    given = header(scope, b"x-request-id")
+    return given if _REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+
+
+def _enveloped(headers: Iterable[RawHeader], request_id: str) -> list[RawHeader]:
+    """An answer's headers with ours; whether it may be kept by caches is its own to say."""
+    kept = [pair for pair in headers if pair[0] not in _OURS]
+    if not any(name == b"cache-control" for name, _ in kept):
+        kept.append((b"cache-control", b"no-store"))
+    return [*kept, (b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 
 class Bound:
@@ -77,11 +93,12 @@ class Bound:
             await self.app(scope, receive, send)
             return
         limit = self.upload_limit if self.uploads.fullmatch(scope["path"]) else self.limit
-        said, sent = Headers(scope=scope).get("Content-Length", ""), 0
+        said, sent = header(scope, b"content-length"), 0
+        expected = int(said) if said.isdecimal() else 0
 
         async def receive_within() -> Message:
             nonlocal sent
-            refuse(int(said) if said.isdecimal() else 0, limit)
+            refuse(expected, limit)
             message = await receive()
             sent += len(message.get("body", b""))
             refuse(sent, limit)

@@ -52,6 +52,22 @@ class Busy(Refused):
         self.headers = {"Retry-After": str(seconds)}
 
 
+class Late(Refused):
+    """The time that the caller gave for a request is over."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The time given in `X-Request-Timeout` was over before there was an answer."
+        )
+
+
+class Gone(Refused):
+    """The caller left; what answers this is read by nobody but those who count."""
+
+    def __init__(self) -> None:
+        super().__init__("The caller left before there was an answer.")
+
+
 class Stopped(Busy):
     """This process was told to end before it could do what was asked."""
 
@@ -83,6 +99,8 @@ ANSWERS: dict[type[Exception], Answer] = {
     Conflict: Answer(409, "conflict", "Not possible in the present state."),
     UnsupportedMedia: Answer(415, "unsupported-media", "This content type is not read here."),
     Busy: Answer(503, "busy", "No room for this request now."),
+    Gone: Answer(499, "gone", "The caller is gone."),
+    Late: Answer(504, "late", "The time for this request is over."),
     StorageFull: Answer(507, "storage-full", "The storage of the service is full."),
     DataError: INVALID,
     OperationalError: UNAVAILABLE,

@@ -41,8 +41,11 @@ class ApiSettings(StoreSettings):
     resident_bytes: int = Field(
         2048 * MIB, ge=1, description="Memory for models that are ready to predict."
     )
+    resident_seconds: float = Field(
+        900, ge=0, description="Idle time after which a model leaves memory; 0: it stays."
+    )
     predict_queue: int = Field(
-        256, ge=1, description="Prediction requests that may wait per model; more get 503."
+        1024, ge=1, description="Inputs that may wait per model; requests beyond them get 503."
     )
     predict_threads: int = Field(
         0,

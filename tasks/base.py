@@ -107,6 +107,14 @@ class Codec(Plain, ABC):
     def decode(self, outputs: Tensor) -> list[Any]:
         """Predictions, of the task's `prediction_type`, from the learner's outputs (B, ...), on the CPU."""
 
+    def blank(self) -> Any:
+        """An input of a request that says nothing, for a model to warm up with; None: there is none."""
+        return None
+
+    def length(self, given: Any) -> int:
+        """How long an input is that was read, in any unit: batches are made of similar ones."""
+        return 1
+
     def read_inputs(self, values: Sequence[Any]) -> list[Any]:
         """Every input of a request. Raises Invalid with the problems of all of them."""
         inputs, problems = [], []

@@ -23,6 +23,7 @@ from tasks.parts.images import (
     MAX_BYTES,
     ImageFacts,
     ImageInput,
+    black,
     decode_all,
     each,
     inspect,
@@ -127,6 +128,9 @@ class ImageCodec(LabelCodec):
     def read_input(self, value: Any) -> ImageInput:
         # Decoded here, where requests are still apart from each other, and made small on the way.
         return ImageInput(image=shrink(read_image(value), self.side, self.channels))
+
+    def blank(self) -> bytes:
+        return black(self.side)
 
     def frame(self, inputs: Sequence[ImageInput]) -> pl.DataFrame:
         images = [entry.image for entry in inputs]

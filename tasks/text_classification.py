@@ -35,6 +35,8 @@ USUAL = {
     "label": ("label", "class", "category", "target", "intent", "sentiment", "topic"),
 }
 MAX_TOKENS = 512
+LONG_TOKEN = 6
+"""Characters of a token, as many as they have in hardly any text on average."""
 MaxLength = Annotated[int, Field(ge=1, le=8_192)]
 
 
@@ -51,6 +53,13 @@ class TextClassificationCodec(LabelCodec):
         read = read_fields(TextInput, value)
         check_text(read.text, "text")
         return read
+
+    def blank(self) -> TextInput:
+        return TextInput(text="a")
+
+    def length(self, given: TextInput) -> int:
+        """In characters, those aside that are likely to be cut off."""
+        return min(len(given.text), LONG_TOKEN * self.vocabulary.max_length)
 
     def frame(self, inputs: Sequence[TextInput]) -> pl.DataFrame:
         return pl.DataFrame({"text": pl.Series([given.text for given in inputs], dtype=pl.String)})

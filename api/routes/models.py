@@ -82,9 +82,9 @@ def set_model_alias(
     later: BackgroundTasks,
     serving: CurrentServing,
 ) -> AliasOut:
-    """Point an alias at a version; from the next second on, `name@alias` means that one."""
+    """Point an alias at a version; `name@alias` means it from the next second on, or once it is loaded."""
     models.set_alias(session, principal.project_id, name, alias, body.version)
-    later.add_task(serving.forget)
+    later.add_task(serving.renew, principal.project_id, f"{name}@{alias}")
     return AliasOut(alias=alias, version=body.version, ref=f"{name}@{alias}")
 
 

@@ -1,28 +1,46 @@
 """Dynamic batching: requests that arrive while a forward pass runs share the next one."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
 
 from api.errors import Busy
 
 Predict = Callable[[Sequence[Any]], list[Any]]
+_Done = tuple[list[Any], float]
+_Kind = tuple[int, int]
+
+QUICK_SECONDS = 0.002
+"""A pass this short may hold up the event loop: having a thread do it would take as long again."""
+_REMEMBERED = 3
+"""Passes by whose shortest one knows how long such passes take: any one may have been interrupted."""
+_MOST_RETRY_SECONDS = 60
 
 
-class _Request(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Request:
+    """Inputs that wait for their predictions; times are those of `time.perf_counter`."""
+
     inputs: Sequence[Any]
     answer: asyncio.Future[list[Any]]
+    bucket: int
     alone: bool = False
     """Whether it may share a batch no more, because one it was in failed."""
+    asked: float = field(default_factory=perf_counter)
+    begun: float = 0.0
+    ended: float = 0.0
 
 
 class Batcher:
-    """Runs a blocking `predict` in `executor`, one batch at a time, for callers on the event loop.
+    """Runs a blocking `predict`, one batch at a time, for callers on the event loop.
 
     A lone request runs at once: there is no window to wait for, since a busy model gives later
-    requests time enough to gather.
+    requests time enough to gather. Batches run in `executor`, those of a quick model on the event loop.
     """
 
     def __init__(
@@ -32,33 +50,69 @@ class Batcher:
         *,
         batch_size: int,
         queue_size: int,
+        size_of: Callable[[Any], int] | None = None,
+        clock: Callable[[], float] = perf_counter,
         on_batch: Callable[[int], None] = lambda inputs: None,
     ) -> None:
-        """Batches hold at most `batch_size` inputs, or one request that has more; `queue_size` requests wait."""
+        """Batches hold at most `batch_size` inputs, or one request that has more; `queue_size` inputs wait.
+
+        Inputs share a batch when they are alike in `size_of`, as everybody pays for the largest.
+        `clock` tells what a pass takes in a thread.
+        """
         self._predict, self._executor, self._on_batch = predict, executor, on_batch
-        self._batch_size, self._queue_size = batch_size, queue_size
-        self._queue: deque[_Request] = deque()
+        self._batch_size, self._queue_size, self._size_of = batch_size, queue_size, size_of
+        self._queue: deque[Request] = deque()
+        self._waiting = 0
         self._running = False
+        self._clock, self._pace = clock, 0.0
+        self._took: dict[_Kind, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     @property
     def busy(self) -> bool:
         """Whether any request is worked on."""
         return self._running
 
-    async def predict(self, inputs: Sequence[Any]) -> list[Any]:
-        """Predictions for inputs that the codec has read. Raises Busy when too many requests wait already."""
-        if len(self._queue) >= self._queue_size:
-            self._drop_cancelled()
-        if len(self._queue) >= self._queue_size:
-            raise Busy("Too many requests wait for this model already.")
-        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(inputs, answer))
-        if not self._running:
-            self._start()
-        return await answer
+    def learn(self, inputs: Sequence[Any], seconds: float) -> None:
+        """Take note of what a pass for such inputs takes."""
+        self._took[self._kind(inputs)].append(seconds)
 
-    def _drop_cancelled(self) -> None:
-        self._queue = deque(request for request in self._queue if not request.answer.done())
+    async def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """Predictions for inputs that the codec has read. Raises Busy when too many wait already."""
+        return await self.ask(inputs).answer
+
+    def ask(self, inputs: Sequence[Any]) -> Request:
+        """A request for predictions, which come as its `answer`. Raises Busy like `predict`."""
+        if not self._has_room(len(inputs)):
+            self._keep(request for request in self._queue if not request.answer.done())
+        if not self._has_room(len(inputs)):
+            raise Busy("Too many inputs wait for this model already.", self._retry_seconds())
+        loop = asyncio.get_running_loop()
+        request = Request(inputs, loop.create_future(), self._bucket(inputs))
+        self._queue.append(request)
+        self._waiting += len(inputs)
+        if not self._running:
+            self._running = True
+            loop.call_soon(self._start)  # after all who came in this turn of the loop
+        return request
+
+    def _has_room(self, inputs: int) -> bool:
+        return not self._queue or self._waiting + inputs <= self._queue_size
+
+    def _bucket(self, inputs: Sequence[Any]) -> int:
+        """Sizes of one bucket are less than a factor of two apart."""
+        return max(map(self._size_of, inputs)).bit_length() if self._size_of else 0
+
+    def _kind(self, inputs: Sequence[Any]) -> _Kind:
+        """Batches of one kind take about as long as each other."""
+        return self._bucket(inputs), len(inputs).bit_length()
+
+    def _retry_seconds(self) -> int:
+        """When those who wait now are done, at the pace of late."""
+        return min(max(1, math.ceil(self._waiting * self._pace)), _MOST_RETRY_SECONDS)
+
+    def _keep(self, requests: Iterable[Request]) -> None:
+        self._queue = deque(requests)
+        self._waiting = sum(len(request.inputs) for request in self._queue)
 
     def _start(self) -> None:
         """Begin the next batch, if any request waits."""
@@ -68,38 +122,77 @@ class Batcher:
             return
         inputs = [value for request in batch for value in request.inputs]
         self._on_batch(len(inputs))
-        work = asyncio.get_running_loop().run_in_executor(self._executor, self._predict, inputs)
-        work.add_done_callback(lambda done: self._finish(batch, done))
+        begun = perf_counter()
+        for request in batch:
+            request.begun = begun
+        kind = self._kind(inputs)
+        if min(self._took[kind], default=math.inf) <= QUICK_SECONDS:
+            try:
+                self._finish(batch, kind, self._run(inputs, perf_counter))
+            except Exception as error:
+                self._fail(batch, error)
+            return
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._executor, self._run, inputs, self._clock)
+        work.add_done_callback(lambda done: self._hear(batch, kind, done))
 
-    def _gather(self) -> list[_Request]:
-        batch: list[_Request] = []
+    def _run(self, inputs: Sequence[Any], clock: Callable[[], float]) -> _Done:
+        begun = clock()
+        return self._predict(inputs), clock() - begun
+
+    def _gather(self) -> list[Request]:
+        """Who has waited longest, and those who may share its batch; the others stay in order."""
+        batch: list[Request] = []
+        others: list[Request] = []
         size = 0
-        while self._queue and (not batch or self._fits(batch[0], size, self._queue[0])):
-            request = self._queue.popleft()
-            if not request.answer.done():  # whoever asked may have gone
-                batch.append(request)
-                size += len(request.inputs)
+        for request in self._queue:
+            if request.answer.done():  # whoever asked may have gone
+                continue
+            if batch and not self._fits(batch[0], size, request):
+                others.append(request)
+                continue
+            batch.append(request)
+            size += len(request.inputs)
+        self._keep(others)
         return batch
 
-    def _fits(self, first: _Request, size: int, request: _Request) -> bool:
-        return not (first.alone or request.alone) and size + len(request.inputs) <= self._batch_size
+    def _fits(self, first: Request, size: int, request: Request) -> bool:
+        if first.alone or request.alone or first.bucket != request.bucket:
+            return False
+        return size + len(request.inputs) <= self._batch_size
 
-    def _finish(self, batch: list[_Request], work: asyncio.Future[list[Any]]) -> None:
+    def _hear(self, batch: list[Request], kind: _Kind, work: asyncio.Future[_Done]) -> None:
         error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if error is not None and len(batch) > 1:
-            # Nobody is answered with the fault of a neighbour.
-            self._queue.extendleft(request._replace(alone=True) for request in reversed(batch))
-            self._start()
-            return
-        self._start()  # before the answers, so that the model computes while they are sent
-        if error is not None:
-            _settle(batch[0].answer, error)
-            return
-        found, start = work.result(), 0
+        if error is None:
+            self._finish(batch, kind, work.result())
+        else:
+            self._fail(batch, error)
+
+    def _finish(self, batch: list[Request], kind: _Kind, done: _Done) -> None:
+        found, seconds = done
+        self._took[kind].append(seconds)
+        ended, start = perf_counter(), 0
+        pace = (ended - batch[0].begun) / len(found)
+        self._pace = 0.9 * self._pace + 0.1 * pace if self._pace else pace
+        self._go_on()
         for request in batch:
-            stop = start + len(request.inputs)
+            request.ended, stop = ended, start + len(request.inputs)
             _settle(request.answer, found[start:stop])
             start = stop
+
+    def _fail(self, batch: list[Request], error: BaseException) -> None:
+        self._go_on()
+        if len(batch) == 1:
+            _settle(batch[0].answer, error)
+            return
+        # Nobody is answered with the fault of a neighbour.
+        for request in batch:
+            request.alone = True
+        self._keep([*batch, *self._queue])
+
+    def _go_on(self) -> None:
+        """Begin the next batch before the answers are sent, so that the model computes meanwhile."""
+        asyncio.get_running_loop().call_soon(self._start)
 
 
 def _settle(answer: asyncio.Future[list[Any]], found: list[Any] | BaseException) -> None:

@@ -1,30 +1,40 @@
 """Serving: from a model's name to predictions, without SQL for models in use."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import torch
 
 from api.cache import Cache
-from api.serving import measures, references
-from api.serving.batcher import Batcher
+from api.errors import Busy
+from api.serving import measures, references, timing
+from api.serving.batcher import Batcher, Request
 from api.serving.loading import Loader
 from api.serving.references import References
 from api.serving.resident import Residents, Served
+from api.serving.succession import Succession
 from api.settings import ApiSettings
+from models.parts import memory
 from store.errors import NotFound
 from store.models import Resolved
 from store.session import Database
+from store.tables import Checkpoint
 from tasks.base import Task
 from tasks.trained import Trained
 
+log = logging.getLogger(__name__)
+
 BATCH_SIZE = 128
 """Inputs per forward pass: beyond that throughput gains little, and everybody in the batch waits."""
+_WARM_UPS = 3
+_OUT_OF_MEMORY_SECONDS = 5
 
 
 class Ready(NamedTuple):
@@ -43,7 +53,6 @@ class Serving:
 
     def __init__(self, database: Database, settings: ApiSettings) -> None:
         cache = Cache(database, settings.data_dir / "cache" / "weights", settings.resident_bytes)
-        loader = Loader(database, cache, settings.predict_device)
         cores = os.cpu_count() or 1
         torch.set_num_threads(settings.predict_threads or cores)
         self._database, self._queue_size = database, settings.predict_queue
@@ -52,20 +61,26 @@ class Serving:
         self._reads = ThreadPoolExecutor(cores, "read")
         self._forwards = ThreadPoolExecutor(max(2, cores), "forward")
         self._references = References(self._look_up, self._look_ups)
+        self._loader = Loader(database, cache, settings.predict_device)
         self.residents = Residents(
             settings.resident_bytes,
             self._loads,
-            measure=loader.measure,
-            load=loader.load,
-            serve=self._serve,
+            measure=self._loader.measure,
+            load=self._load,
+            idle_seconds=settings.resident_seconds,
         )
+        self._succession = Succession(self.residents, self.resolve)
         measures.RESIDENT_BYTES.set_function(lambda: self.residents.bytes)
         measures.RESIDENT_MODELS.set_function(lambda: len(self.residents))
 
     async def find(self, project_id: str, ref: str) -> Ready:
-        """The model that a ref means, loaded if need be; raises NotFound and Conflict like `references.find`."""
+        """The model that a ref means, loaded if need be; raises NotFound and Conflict like `references.find`.
+
+        What a name newly stands for is loaded before it takes over.
+        """
         found = await self.resolve(project_id, ref)
         while True:
+            found = await self._succession.choose(project_id, ref, found)
             try:
                 return Ready(found.ref, await self.residents.get(found.checkpoint))
             except NotFound:
@@ -87,12 +102,29 @@ class Serving:
 
         Raises Invalid for inputs that the model cannot read, and Busy.
         """
-        begun = perf_counter()
-        inputs = await self._read(model.served.trained, values, large=large)
-        predictions = await model.served.batcher.predict(inputs)
-        took = perf_counter() - begun
-        measures.of_model(model.task.name, model.ref).answered(len(inputs), took)
+        begun, measured = perf_counter(), measures.of_model(model.task.name, model.ref)
+        try:
+            inputs = await self._read(model.served.trained, values, large=large)
+            request = model.served.batcher.ask(inputs)
+            predictions = await self._answer(model.served, request)
+        except BaseException as error:
+            measured.failed(error)
+            raise
+        queued = request.begun - request.asked
+        measured.answered(len(inputs), perf_counter() - begun, queued)
+        timing.spend("queue", queued)
+        timing.spend("model", request.ended - request.begun)
         return predictions
+
+    async def _answer(self, served: Served, request: Request) -> list[Any]:
+        """The request's predictions. Raises Busy when memory did not suffice for it even alone."""
+        try:
+            return await request.answer
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+        self.residents.shed(besides=served)
+        raise Busy("Memory does not suffice for this request now.", _OUT_OF_MEMORY_SECONDS)
 
     async def _read(self, trained: Trained, values: Sequence[Any], *, large: bool) -> list[Any]:
         read = trained.codec.read_inputs
@@ -105,6 +137,12 @@ class Serving:
         self._references.forget()
         self.residents.drop(checkpoint_ids)
 
+    async def renew(self, project_id: str, ref: str) -> None:
+        """Look names up again, as this one has changed; return when what it means now has taken over."""
+        await self.forget()
+        with suppress(NotFound):  # already deleted again
+            await self._succession.complete(project_id, ref, await self.resolve(project_id, ref))
+
     def close(self) -> None:
         """End the threads; whoever still waits for them gets a cancellation."""
         for pool in (self._look_ups, self._loads, self._reads, self._forwards):
@@ -114,11 +152,36 @@ class Serving:
         with self._database.transaction(read_only=True) as session:
             return references.find(session, project_id, ref)
 
-    def _serve(self, trained: Trained) -> Batcher:
-        return Batcher(
+    def _load(self, checkpoint: Checkpoint) -> Served:
+        """The model with a queue before it, warmed up: its first request is as fast as any."""
+        trained = self._loader.load(checkpoint)
+        batcher = Batcher(
             partial(trained.predict, batch_size=BATCH_SIZE),
             self._forwards,
             batch_size=BATCH_SIZE,
             queue_size=self._queue_size,
+            size_of=trained.codec.length,
+            # A processor that other threads use at the same time makes no model slow.
+            clock=thread_time if trained.device.type == "cpu" else perf_counter,
             on_batch=measures.of_batches(trained.task.name).observe,
         )
+        served = Served(trained, batcher)
+        _warm_up(served)
+        return served
+
+
+def _warm_up(served: Served) -> None:
+    """Predict for a blank input until its passes are what they will be; raises only for want of memory."""
+    trained = served.trained
+    blank = trained.codec.blank()
+    if blank is None:
+        return
+    try:
+        for _ in range(_WARM_UPS):
+            inputs, begun = trained.codec.read_inputs([blank]), perf_counter()
+            trained.predict(inputs)
+            served.batcher.learn(inputs, perf_counter() - begun)
+    except Exception as error:
+        if memory.ran_out(error):
+            raise
+        log.warning("a model for %s does not warm up: %s", trained.task.name, error)

@@ -12,3 +12,9 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(_SAID.search(str(error)))
+
+
+def give_back() -> None:
+    """Hand memory that is not used any more back to the device, so that others can have it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

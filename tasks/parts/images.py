@@ -231,6 +231,13 @@ def shrink(data: bytes, side: int, channels: int) -> bytes:
     return packed.getvalue()
 
 
+def black(side: int) -> bytes:
+    """The file of a square in which nothing is to be seen."""
+    packed = BytesIO()
+    Image.new("RGB", (side, side)).save(packed, "BMP")
+    return packed.getvalue()
+
+
 def read_image(value: Any) -> bytes:
     """The bytes of an image file in a request: raw, as base64, or as `{"image": base64}`.
 

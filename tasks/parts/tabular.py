@@ -54,7 +54,9 @@ class Number(Plain):
 
     def standardise(self, values: Floats) -> Floats:
         """Values (N,) with NaN where missing, to values of mean 0 and deviation 1, 0 where missing."""
-        return np.nan_to_num(np.interp(values, self.knots, self.heights), nan=0.0)
+        heights = np.interp(values, self.knots, self.heights)
+        heights[np.isnan(values)] = 0.0
+        return heights
 
 
 class Category(Plain):
@@ -152,6 +154,9 @@ class TabularCodec(Codec):
         if problems:
             raise Invalid(*problems)
         return Row.model_construct(row)
+
+    def blank(self) -> Row:
+        return Row({})
 
     def input_fields(self, input_type: type[BaseModel]) -> dict[str, Any]:
         return {column.name: _CELLS[column.type] for column in self.columns}

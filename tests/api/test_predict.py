@@ -3,17 +3,21 @@
 import asyncio
 import base64
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from api.app import create_app
+from api.serving import batcher
+from api.serving.loading import Loader
 from api.settings import ApiSettings
 from store.session import Database
 from tasks.trained import Trained
@@ -159,6 +163,129 @@ def test_an_image_may_be_the_body_itself(world: World, api: TestClient) -> None:
     assert "image/*" in text.json()["detail"]
 
 
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", "3601"])
+def test_a_timeout_that_is_none_is_refused(world: World, api: TestClient, given: str) -> None:
+    world.publish()
+    headers = {"X-Request-Timeout": given}
+    answer = api.post("/v1/models/rows/predict", json={"inputs": [row(1)]}, headers=headers)
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert (error["loc"], error["found"]) == (["header", "X-Request-Timeout"], given)
+
+
+def test_a_request_whose_time_is_over_is_504_and_is_not_computed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+    model = Held(monkeypatch)
+
+    async def story(api: httpx2.AsyncClient) -> None:
+        first = asyncio.ensure_future(ask(api, 0))
+        await model.is_held()
+        late = await ask(api, 1, {"X-Request-Timeout": "0.05"})
+        assert late.status_code == 504
+        assert late.json()["type"].endswith(":late")
+        in_time = asyncio.ensure_future(ask(api, 2, {"X-Request-Timeout": "30"}))
+        await asyncio.sleep(0.01)
+        model.go.set()
+        assert {(await first).status_code, (await in_time).status_code} == {200}
+
+    tell(world, tmp_path, story)
+    assert model.asked == [row(0), row(2)]
+
+
+def test_what_a_caller_waited_for_is_not_computed_once_it_has_left(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+    model = Held(monkeypatch)
+    url = world.database.engine.url.render_as_string(hide_password=False)
+    app = create_app(ApiSettings(data_dir=tmp_path, database_url=url, admin_key=KEY))
+    config = uvicorn.Config(app, port=0, log_level="error")
+
+    async def story() -> None:
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        headers = {"Authorization": f"Bearer {KEY}"}
+        base = f"http://127.0.0.1:{port}"
+        async with httpx2.AsyncClient(base_url=base, headers=headers) as api:
+            first = asyncio.ensure_future(ask(api, 0))
+            await model.is_held()
+            leaving = asyncio.ensure_future(ask(api, 1))
+            await asyncio.sleep(0.2)
+            leaving.cancel()
+            await asyncio.sleep(0.2)
+            model.go.set()
+            assert (await first).status_code == 200
+            metrics = (await api.get("/metrics")).text
+            assert 'reason="left"' in metrics
+        server.should_exit = True
+        await serving
+
+    asyncio.run(story())
+    assert model.asked == [row(0)]
+
+
+def test_an_answer_tells_where_its_time_went(world: World, api: TestClient) -> None:
+    world.publish()
+    told = predict(api, "rows", inputs=[row(1)]).headers["Server-Timing"]
+    parts = dict(part.split(";dur=") for part in told.split(", "))
+    assert list(parts) == ["queue", "model", "total"]
+    spent = {name: float(milliseconds) for name, milliseconds in parts.items()}
+    assert spent["queue"] >= 0
+    assert 0 < spent["model"] < spent["total"]
+
+
+def test_a_request_that_memory_does_not_suffice_for_is_503_alone_and_the_next_one_is_answered(
+    world: World, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, model = world.publish("other"), world.publish()
+    for name in ("other", "rows"):
+        assert predict(api, name, inputs=[row(1)]).status_code == 200
+    residents = api.app.state.serving.residents  # type: ignore[attr-defined]
+    real = Trained._outputs
+
+    def hungry(self: Trained, batch: Any) -> Any:
+        # More than the machine has: what PyTorch says then is what counts here.
+        torch.empty(2**60 if (batch.inputs[0] > 1.9).all(1).any() else 1)
+        return real(self, batch)
+
+    monkeypatch.setattr(Trained, "_outputs", hungry)
+    refused = predict(api, "rows", inputs=[row(1), {"a": 1e9, "b": 1e9}])
+    assert refused.status_code == 503, refused.text
+    assert refused.headers["Retry-After"] == "5"
+    assert "Memory does not suffice" in refused.json()["detail"]
+    assert other.id not in residents
+    assert model.id in residents
+    assert predict(api, "rows", inputs=[{"kind": "x"}, {"kind": "y"}]).status_code == 200
+    monkeypatch.undo()
+    assert predict(api, "other", inputs=[row(1)]).status_code == 200
+
+
+def test_a_model_that_memory_does_not_suffice_for_is_503_until_it_does(
+    world: World, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish("small")
+    world.publish("large", train(width=16))
+    assert predict(api, "small", inputs=[row(1)]).status_code == 200
+    real, tried = Loader.load, []
+
+    def hungry(self: Loader, checkpoint: Any) -> Any:
+        tried.append(checkpoint.id)
+        if len(tried) == 1:
+            torch.empty(2**60)
+        return real(self, checkpoint)
+
+    monkeypatch.setattr(Loader, "load", hungry)
+    refused = predict(api, "large", inputs=[row(1)])
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert len(api.app.state.serving.residents) == 0  # type: ignore[attr-defined]
+    assert predict(api, "large", inputs=[row(1)]).status_code == 200
+
+
 def test_a_key_is_needed(world: World, api: TestClient) -> None:
     world.publish()
     answer = api.post(
@@ -196,6 +323,55 @@ def test_the_document_describes_every_kind_of_body(api: TestClient) -> None:
 
 
 # Many at once
+
+
+class Held:
+    """Trained models that stand still in their first batch until `go`, and the rows they were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.asked = threading.Event(), list[Any]()
+        self._is_held = threading.Event()
+        real = Trained.predict
+
+        def held(model: Trained, inputs: Any, batch_size: int = 256) -> Any:
+            if any(given.root for given in inputs):  # warming up aside
+                self.asked += [given.root for given in inputs]
+                self._is_held.set()
+                assert self.go.wait(30)
+            return real(model, inputs, batch_size)
+
+        monkeypatch.setattr(Trained, "predict", held)
+        monkeypatch.setattr(batcher, "QUICK_SECONDS", 0.0)
+
+    async def is_held(self) -> None:
+        while not self._is_held.is_set():
+            await asyncio.sleep(0.005)
+
+
+async def ask(
+    api: httpx2.AsyncClient, number: int, headers: dict[str, str] | None = None
+) -> httpx2.Response:
+    body = {"inputs": [row(number)]}
+    return await api.post("/v1/models/rows/predict", json=body, headers=headers)
+
+
+def tell(
+    world: World, folder: Path, story: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]]
+) -> None:
+    """Runs a story with a client of the whole application."""
+    url = world.database.engine.url.render_as_string(hide_password=False)
+    app = create_app(ApiSettings(data_dir=folder, database_url=url, admin_key=KEY))
+
+    async def told() -> None:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://t", headers=headers) as api,
+        ):
+            await story(api)
+
+    asyncio.run(told())
 
 
 def crowd(
@@ -249,7 +425,7 @@ def test_a_crowd_beyond_the_queue_is_told_to_come_again(
     requests = [{"inputs": [row(n)]} for n in range(20)]
     answers = crowd(world, tmp_path, requests, predict_queue=4)
     statuses = sorted(answer.status_code for answer in answers)
-    assert statuses == [200] * 5 + [503] * 15
+    assert statuses == [200] * 4 + [503] * 16
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers["Retry-After"] == "1"
     assert refused.json()["type"].endswith(":busy")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from api.errors import Busy
+from api.metrics import REGISTRY
 from api.serving import measures
 from api.serving.engine import Serving
 from api.serving.loading import Loader
@@ -17,6 +19,9 @@ from store import blobs, jobs, models
 from store.errors import Conflict, NotFound
 from store.session import Database
 from store.tables import Checkpoint
+from tasks.parts.problems import Invalid
+from tasks.parts.tabular import TabularCodec
+from tasks.trained import Trained
 from tests.api.serving_world import World, row, train
 
 Story = Callable[[Serving], Coroutine[Any, Any, None]]
@@ -324,6 +329,130 @@ def test_an_evaluation_is_no_model(world: World, tell: Callable[..., None]) -> N
             await serving.resolve(world.project, job.id)
 
     tell(story)
+
+
+def test_what_a_name_newly_stands_for_is_loaded_before_it_answers(
+    world: World, tell: Callable[..., None], loads: list[str]
+) -> None:
+    world.publish()
+
+    async def story(serving: Serving) -> None:
+        assert (await serving.find(world.project, "rows")).ref == "rows@1"
+        newest = world.publish(example=train(1))
+        await serving.forget()
+        shown: list[str] = []
+        while "rows@2" not in shown:
+            begun = time.monotonic()
+            shown.append((await serving.find(world.project, "rows")).ref)
+            ready = serving.residents.ready(newest.id)
+            assert shown[-1] == "rows@1" or ready, "nobody waits for the new one"
+            await asyncio.sleep(0.002)
+            assert time.monotonic() - begun < 30
+        assert shown[0] == "rows@1", "the old one answers while the new one loads"
+        assert sorted(shown) == shown
+        assert (await serving.find(world.project, "rows")).ref == "rows@2"
+
+    tell(story)
+    assert len(loads) == 2
+
+
+def test_a_deleted_version_does_not_stand_in_for_the_new_one(
+    world: World, tell: Callable[..., None]
+) -> None:
+    world.publish()
+
+    async def story(serving: Serving) -> None:
+        await serving.find(world.project, "rows")
+        world.publish()
+        with world.database.transaction() as session:  # in another process
+            models.delete(session, world.project, "rows@1")
+        await asyncio.sleep(0.9)
+        assert (await serving.find(world.project, "rows")).ref == "rows@2"
+
+    tell(story)
+
+
+def test_the_one_before_stays_while_the_new_one_cannot_be_loaded(
+    world: World, tell: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.publish()
+
+    async def story(serving: Serving) -> None:
+        await serving.find(world.project, "rows")
+        broken = world.publish(example=train(1, width=16))
+        cached = tmp_path / "cache" / "weights" / broken.weights_blob
+        cached.write_bytes(b"broken")
+        await serving.forget()
+        while "rows@2 cannot be loaded" not in caplog.text:
+            answers = await predict(serving, world, "rows", [row(1)])
+            assert len(answers) == 1
+            await asyncio.sleep(0.01)
+        assert (await serving.find(world.project, "rows")).ref == "rows@1"
+
+    tell(story)
+
+
+def test_a_model_that_nobody_asks_for_leaves_memory(
+    world: World, tell: Callable[..., None]
+) -> None:
+    idle, used = world.publish("idle"), world.publish("used")
+
+    async def story(serving: Serving) -> None:
+        await predict(serving, world, "idle", [row(1)])
+        while idle.id in serving.residents:
+            await predict(serving, world, "used", [row(1)])
+            await asyncio.sleep(0.02)
+        assert used.id in serving.residents
+        assert len(await predict(serving, world, "idle", [row(1)])) == 1
+
+    tell(story, resident_seconds=0.3)
+
+
+def test_a_model_is_warm_when_it_is_ready(
+    world: World, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+    passes: list[int] = []
+    real = Trained.predict
+
+    def watched(self: Trained, inputs: Any, batch_size: int = 256) -> Any:
+        passes.append(len(inputs))
+        return real(self, inputs, batch_size)
+
+    monkeypatch.setattr(Trained, "predict", watched)
+
+    async def story(serving: Serving) -> None:
+        await serving.find(world.project, "rows")
+        assert passes == [1, 1, 1]
+
+    tell(story)
+
+
+def test_a_model_that_does_not_warm_up_is_served_all_the_same(
+    world: World, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+
+    async def story(serving: Serving) -> None:
+        assert len(await predict(serving, world, "rows", [row(1)])) == 1
+
+    monkeypatch.setattr(TabularCodec, "blank", lambda self: {"no such column": 1})
+    tell(story)
+
+
+def test_requests_are_counted_by_how_they_ended() -> None:
+    measured = measures.of_model("t", "counted-by-outcome@1")
+    measured.answered(3, 0.02, 0.001)
+    for error in (Invalid(), Busy("full"), asyncio.CancelledError(), ValueError()):
+        measured.failed(error)
+    value = REGISTRY.get_sample_value
+    labels = {"task": "t", "model": "counted-by-outcome"}
+    assert value("modelyard_predictions_total", labels) == 3
+    assert value("modelyard_prediction_seconds_count", labels) == 1
+    assert value("modelyard_prediction_queue_seconds_count", labels) == 1
+    for reason in ("invalid", "busy", "left", "error"):
+        found = value("modelyard_prediction_failures_total", {**labels, "reason": reason})
+        assert found == 1
 
 
 def test_model_names_beyond_the_bound_share_one_label(monkeypatch: pytest.MonkeyPatch) -> None:

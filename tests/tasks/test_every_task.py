@@ -190,6 +190,14 @@ def test_a_saved_model_answers_as_before(name: str, tmp_path: Path) -> None:
 
 
 @every
+def test_a_model_predicts_for_a_blank_input_and_has_a_length_for_it(name: str) -> None:
+    trained = fitted(name)
+    inputs = trained.codec.read_inputs([trained.codec.blank()])
+    assert len(trained.predict(inputs)) == 1
+    assert trained.codec.length(inputs[0]) >= 1
+
+
+@every
 def test_an_answer_does_not_depend_on_its_neighbours(name: str) -> None:
     columns = codec(name).encode(validation(name), targets=False)
     alone = list(fitted(name).predictions(columns, batch_size=1))
