@@ -42,21 +42,14 @@ from api.webhooks import sending
 from store import keys, migrate, projects
 from store.session import Database, connect
 
-# Routes are tried in this order, so that the one which is called most comes first.
-ROUTES = (
-    predict,
-    huggingface,
-    open_inference,
-    catalog,
-    datasets,
-    jobs,
-    feeds,
-    checkpoints,
-    artifacts,
-    models,
-    batches,
-    webhooks,
-    admin,
+# Routes are tried in this order, so that those which are called most come first.
+_OTHERS = catalog, datasets, jobs, feeds, checkpoints, artifacts, batches, models, webhooks, admin
+ROUTERS = (
+    predict.router,
+    huggingface.router,
+    open_inference.lean,
+    open_inference.router,
+    *(routes.router for routes in _OTHERS),
 )
 UPLOADS = re.compile(r"/v1/datasets|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)
@@ -81,14 +74,14 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings, app.state.stopping = settings, Stopping()
-    for routes in ROUTES:
-        app.include_router(routes.router, responses=documented(*OF_KEYS))
+    for router in ROUTERS:
+        app.include_router(router, responses=documented(*OF_KEYS))
     app.include_router(health.router)
     app.include_router(open_inference.health)
     if settings.docs:
         add_docs(app)
     add_error_table(app)
-    app.add_middleware(Shortcut, routes=[r for routes in ROUTES for r in routes.router.routes])
+    app.add_middleware(Shortcut, routes=[route for router in ROUTERS for route in router.routes])
     app.add_middleware(Door, also_open={"/metrics"} if settings.metrics_public else frozenset())
     app.add_middleware(
         Bound, limit=settings.body_bytes, uploads=UPLOADS, upload_limit=settings.upload_bytes

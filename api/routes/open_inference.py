@@ -37,7 +37,7 @@ _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 health = APIRouter(prefix="/v2/health", tags=["health"])
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-lean = APIRouter(route_class=LeanRoute)
+lean = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=LeanRoute)
 
 Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 Version = Annotated[str, Path(description="A version of the model that `ref` names.")]
@@ -110,9 +110,6 @@ async def infer_with_version(
 ) -> Response:
     """As without a version, with that one."""
     return await _infer(principal, f"{ref}@{version}", request)
-
-
-router.include_router(lean)
 
 
 async def _infer(principal: Principal, ref: str, request: Request) -> Response:

@@ -94,26 +94,24 @@ def table_example(task: str, csv: str) -> Example:
 
 
 def _untrained(name: str, file: str, content: bytes) -> Example:
-    task = catalog.task_named(name)
     with TemporaryDirectory() as folder:
         path = Path(folder, file)
         path.write_bytes(content)
-        checked = task.check({"file": Upload(path, file)}, task.options_type())
-    facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
-    spec = catalog.resolve(name, facts, None, Training(), None)
-    torch.manual_seed(0)
-    codec = spec.task.learn_codec(checked.splits["train"], checked.schema)
-    return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)
+        return _of_upload(name, {"file": Upload(path, file)})
 
 
 @cache
 def untrained(task: str) -> Example:
     """A model for that task's toy data that has learned nothing but its codec."""
-    kind = catalog.task_named(task)
     with TemporaryDirectory() as folder:
-        checked = kind.check(toy(task, Path(folder), 60), kind.options_type())
-    facts = Facts(checked.schema, {name: f.height for name, f in checked.splits.items()})
-    spec = catalog.resolve(task, facts, None, Training(), None)
+        return _of_upload(task, toy(task, Path(folder), 60))
+
+
+def _of_upload(name: str, files: dict[str, Upload]) -> Example:
+    task = catalog.task_named(name)
+    checked = task.check(files, task.options_type())
+    facts = Facts(checked.schema, {split: f.height for split, f in checked.splits.items()})
+    spec = catalog.resolve(name, facts, None, Training(), None)
     torch.manual_seed(0)
     codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema)
     return Example(spec, Trained(spec.task, codec, spec.task.build(codec).eval()), facts)
