@@ -1,10 +1,14 @@
 """What the web side reads from its environment."""
 
-from pydantic import Field, SecretStr
+from importlib.util import find_spec
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
 
 from store.settings import StoreSettings
 
 MIB = 2**20
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ApiSettings(StoreSettings):
@@ -53,3 +57,20 @@ class ApiSettings(StoreSettings):
         description="Threads of one forward pass on the CPU; 0: as many as there are cores.",
     )
     predict_device: str = Field("cpu", description="Device that predicts, such as cpu or cuda:0.")
+    predict_precision: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="What networks may be computed in, where that is faster and the outputs stay near "
+        "those in float32: float32, bfloat16 too, or also int8 (with `onnx`).",
+    )
+    predict_runtime: Literal["torch", "onnx"] = Field(
+        "torch",
+        description="What computes networks on the CPU: torch, or also ONNX Runtime where it is faster, "
+        "which `pip install modelyard[onnx]` brings.",
+    )
+
+    @model_validator(mode="after")
+    def _check_packages(self) -> Self:
+        lacking = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+        if self.predict_runtime == "onnx" and lacking:
+            raise ValueError(f"predict_runtime: `onnx` needs {', '.join(lacking)}")
+        return self

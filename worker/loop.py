@@ -93,7 +93,7 @@ def fit(
     The processes of a `group` take the same steps; what they report is the same, but while judging only
     rank 0 does. Raises Diverged when the loss is no longer finite.
     """
-    task, _, learner = trained
+    task, learner = trained.task, trained.learner
     device = trained.device
     state = state or State()
     plan = plan_of(learner, train.columns, training)

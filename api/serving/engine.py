@@ -17,8 +17,10 @@ from api.errors import Busy
 from api.serving import measures, references, timing
 from api.serving.batcher import Batcher, Request
 from api.serving.loading import Loader
+from api.serving.onnx import Exporter
 from api.serving.references import References
 from api.serving.resident import Residents, Served
+from api.serving.runtimes import Runtimes, as_it_stands, in_bfloat16
 from api.serving.succession import Succession
 from api.settings import ApiSettings
 from models.parts import memory
@@ -62,6 +64,10 @@ class Serving:
         self._forwards = ThreadPoolExecutor(max(2, cores), "forward")
         self._references = References(self._look_up, self._look_ups)
         self._loader = Loader(database, cache, settings.predict_device)
+        self._bits, self._exporter = settings.predict_precision, None
+        if settings.predict_runtime == "onnx":
+            folder = settings.data_dir / "cache" / "networks"
+            self._exporter = Exporter(folder, int8=self._bits == "int8")
         self.residents = Residents(
             settings.resident_bytes,
             self._loads,
@@ -147,6 +153,8 @@ class Serving:
         """End the threads; whoever still waits for them gets a cancellation."""
         for pool in (self._look_ups, self._loads, self._reads, self._forwards):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self._exporter is not None:
+            self._exporter.close()
 
     def _look_up(self, project_id: str, ref: str) -> Resolved:
         with self._database.transaction(read_only=True) as session:
@@ -154,7 +162,7 @@ class Serving:
 
     def _load(self, checkpoint: Checkpoint) -> Served:
         """The model with a queue before it, warmed up: its first request is as fast as any."""
-        trained = self._loader.load(checkpoint)
+        trained = self._accelerated(self._loader.load(checkpoint), checkpoint)
         batcher = Batcher(
             partial(trained.predict, batch_size=BATCH_SIZE),
             self._forwards,
@@ -168,6 +176,19 @@ class Serving:
         served = Served(trained, batcher)
         _warm_up(served)
         return served
+
+    def _accelerated(self, trained: Trained, checkpoint: Checkpoint) -> Trained:
+        """The model with other ways to compute it than torch's own in float32, as the settings allow."""
+        ways = [] if self._bits == "float32" else [in_bfloat16(trained)]
+        blank = trained.codec.blank()
+        exporter = self._exporter if blank is not None and trained.device.type == "cpu" else None
+        if not ways and exporter is None:
+            return trained
+        runtimes = Runtimes(as_it_stands(trained), ways)
+        if exporter is not None:
+            sample = trained.codec.encode_inputs(trained.codec.read_inputs([blank]))
+            exporter.submit(self._loader.source(checkpoint), sample, runtimes.add)
+        return trained._replace(forward=runtimes)
 
 
 def _warm_up(served: Served) -> None:

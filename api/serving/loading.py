@@ -1,6 +1,8 @@
 """Checkpoints to trained models, by way of this machine's cache of weights."""
 
 import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from api.cache import Cache
 from store import blobs
@@ -9,6 +11,14 @@ from store.tables import Checkpoint
 from tasks import trained
 from tasks.catalog import read_spec
 from tasks.trained import Trained
+
+
+class Source(NamedTuple):
+    """What a model is made from: a task and its codec as JSON data, and the file of the weights."""
+
+    task: Any
+    codec: Any
+    weights: Path
 
 
 class Loader:
@@ -25,7 +35,10 @@ class Loader:
 
     def load(self, checkpoint: Checkpoint) -> Trained:
         """The model, ready to predict. Raises NotFound when the checkpoint was deleted."""
-        task = read_spec(checkpoint.spec).task
+        _, codec, weights = self.source(checkpoint)
+        return trained.load(read_spec(checkpoint.spec).task, codec, weights, self._device)
+
+    def source(self, checkpoint: Checkpoint) -> Source:
+        """What the model is made from. Raises NotFound when the checkpoint was deleted."""
         codec = json.loads(b"".join(blobs.read(self._database, checkpoint.codec_blob)))
-        weights = self._cache.path(checkpoint.weights_blob)
-        return trained.load(task, codec, weights, self._device)
+        return Source(checkpoint.spec["task"], codec, self._cache.path(checkpoint.weights_blob))
