@@ -44,13 +44,8 @@ from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
 _OTHERS = catalog, datasets, jobs, feeds, checkpoints, artifacts, batches, models, webhooks, admin
-ROUTERS = (
-    predict.router,
-    huggingface.router,
-    open_inference.lean,
-    open_inference.router,
-    *(routes.router for routes in _OTHERS),
-)
+PREDICTING = (predict.router, huggingface.router, open_inference.lean, open_inference.router)
+ROUTERS = (*PREDICTING, *(routes.router for routes in _OTHERS))
 UPLOADS = re.compile(r"/v1/datasets|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)
 
@@ -74,14 +69,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings, app.state.stopping = settings, Stopping()
-    for router in ROUTERS:
+    routers = PREDICTING if settings.role == "predictor" else ROUTERS
+    for router in routers:
         app.include_router(router, responses=documented(*OF_KEYS))
     app.include_router(health.router)
     app.include_router(open_inference.health)
     if settings.docs:
         add_docs(app)
     add_error_table(app)
-    app.add_middleware(Shortcut, routes=[route for router in ROUTERS for route in router.routes])
+    app.add_middleware(Shortcut, routes=[route for router in routers for route in router.routes])
     app.add_middleware(Door, also_open={"/metrics"} if settings.metrics_public else frozenset())
     app.add_middleware(
         Bound, limit=settings.body_bytes, uploads=UPLOADS, upload_limit=settings.upload_bytes
@@ -107,16 +103,26 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         bell, serving = Bell(settings), Serving(database, settings)
         app.state.database, app.state.bell, app.state.serving = database, bell, serving
         app.state.keys = Keys(database, settings.key_cache_seconds)
-        app.state.checker = Checker(settings, app.state.stopping)
-        folder = settings.data_dir / "cache" / "examples"
-        app.state.cache = Cache(database, folder, settings.cache_bytes)
-        with own_folder(settings.data_dir / "uploads") as app.state.uploads:
-            async with sending(database, private=settings.webhook_private):
+        if settings.role == "predictor":
+            yield
+        else:
+            async with _all_but_predictions(app, database):
                 yield
         serving.close()
         bell.close()
     finally:
         database.dispose()
+
+
+@asynccontextmanager
+async def _all_but_predictions(app: FastAPI, database: Database) -> AsyncIterator[None]:
+    settings: ApiSettings = app.state.settings
+    app.state.checker = Checker(settings, app.state.stopping)
+    folder = settings.data_dir / "cache" / "examples"
+    app.state.cache = Cache(database, folder, settings.cache_bytes)
+    with own_folder(settings.data_dir / "uploads") as app.state.uploads:
+        async with sending(database, private=settings.webhook_private):
+            yield
 
 
 def _ensure_admin(database: Database, settings: ApiSettings) -> None:

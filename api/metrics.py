@@ -5,6 +5,9 @@ from prometheus_client import CollectorRegistry, Histogram
 REGISTRY = CollectorRegistry()
 """Counters of this process; modules of the web side add theirs."""
 
+SHARED_COUNTS = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which processes that share a port count, for prometheus_client."""
+
 REQUEST_SECONDS = Histogram(
     "modelyard_http_request_seconds",
     "Time from a request's first byte to its answer's last one.",

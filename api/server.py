@@ -44,9 +44,21 @@ def serve(settings: ApiSettings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        access_log=settings.access_log,
         timeout_graceful_shutdown=_REQUESTS_SECONDS,
     )
+    sockets = [_shared(settings.host, settings.port)] if settings.processes > 1 else None
     # The server repeats the signal once it has stopped, which would kill what tidies up after it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        Server(config, app.state.stopping).run()
+        Server(config, app.state.stopping).run(sockets)
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    """A socket to listen on beside other processes; the kernel gives each of them a part of the connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind((host, port))
+    return found

@@ -16,6 +16,13 @@ class ApiSettings(StoreSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    processes: int = Field(
+        1, ge=1, le=256, description="Processes that share the port; each has models of its own."
+    )
+    role: Literal["all", "predictor"] = Field(
+        "all", description="What is offered: all, or predictions alone."
+    )
+    access_log: bool = Field(False, description="Log a line for every request.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics_public: bool = Field(False, description="Serve /metrics without a key.")
     admin_key: SecretStr | None = Field(
@@ -67,6 +74,12 @@ class ApiSettings(StoreSettings):
         description="What computes networks on the CPU: torch, or also ONNX Runtime where it is faster, "
         "which `pip install modelyard[onnx]` brings.",
     )
+
+    @model_validator(mode="after")
+    def _check_port(self) -> Self:
+        if self.processes > 1 and self.port == 0:
+            raise ValueError("port: several processes need a number that they can share")
+        return self
 
     @model_validator(mode="after")
     def _check_packages(self) -> Self:

@@ -46,14 +46,25 @@ def api(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65_535, help="Where to listen.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes that share the port.")
+    ] = None,
+    shared: Annotated[bool, typer.Option("--shared", hidden=True)] = False,
 ) -> None:
     """Run the web side. Settings come from MODELYARD_... variables, unless they are given here."""
-    from api.server import serve
     from api.settings import ApiSettings
+    from cli.processes import share_port
     from store.settings import read
 
-    given = {"host": host, "port": port}
-    serve(read(ApiSettings, "api", **{k: v for k, v in given.items() if v is not None}))
+    asked = {"host": host, "port": port, "processes": processes}
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = read(ApiSettings, "api", **given)
+    if settings.processes > 1 and not shared:
+        options = [f"--{name}={value}" for name, value in given.items()]
+        raise SystemExit(share_port(settings.processes, options))
+    from api.server import serve
+
+    serve(settings)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 GRACE_SECONDS = 40
@@ -33,6 +34,14 @@ def serve(data: Path, host: str, port: int, extra: Mapping[str, str] | None = No
         "worker": [*COMMAND, "worker"],
     }
     return _keep_running(parts, environment)
+
+
+def share_port(count: int, arguments: list[str]) -> int:
+    """Run so many API processes that listen on one port, like `serve`."""
+    with TemporaryDirectory(prefix="modelyard-counts-") as folder:
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder}
+        command = [*COMMAND, "api", "--shared", *arguments]
+        return _keep_running({f"api {n}": command for n in range(1, count + 1)}, environment)
 
 
 COMMAND = [sys.executable, "-m", "cli.main"]

@@ -1,14 +1,17 @@
 """Whether the service is well, for load balancers and Prometheus."""
 
+import os
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from api.auth import demand
 from api.dependencies import CurrentDatabase, CurrentSettings, Reading
 from api.errors import documented
-from api.metrics import REGISTRY
+from api.metrics import REGISTRY, SHARED_COUNTS
 from store import jobs, projects, queues, workers
 
 router = APIRouter(tags=["health"])
@@ -50,8 +53,17 @@ def get_prometheus_metrics(
     """Requests, predictions, jobs, queues and workers. Needs an admin key unless the operator opened it."""
     if not settings.metrics_public:
         demand(request, "admin")
-    numbers = generate_latest(REGISTRY) + generate_latest(_of_database(session))
+    numbers = generate_latest(_of_processes()) + generate_latest(_of_database(session))
     return Response(numbers, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _of_processes() -> CollectorRegistry:
+    """What this process has counted, and those that share its port, if there are any."""
+    if SHARED_COUNTS not in os.environ:
+        return REGISTRY
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return registry
 
 
 def _of_database(session: Session) -> CollectorRegistry:

@@ -55,7 +55,8 @@ class Serving:
 
     def __init__(self, database: Database, settings: ApiSettings) -> None:
         cache = Cache(database, settings.data_dir / "cache" / "weights", settings.resident_bytes)
-        cores = os.cpu_count() or 1
+        # Threads of processes that share cores would wait for each other.
+        cores = max(1, _cores() // settings.processes)
         torch.set_num_threads(settings.predict_threads or cores)
         self._database, self._queue_size = database, settings.predict_queue
         self._look_ups = ThreadPoolExecutor(2, "look-up")
@@ -189,6 +190,13 @@ class Serving:
             sample = trained.codec.encode_inputs(trained.codec.read_inputs([blank]))
             exporter.submit(self._loader.source(checkpoint), sample, runtimes.add)
         return trained._replace(forward=runtimes)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _warm_up(served: Served) -> None:

@@ -54,9 +54,13 @@ class Number(Plain):
 
     def standardise(self, values: Floats) -> Floats:
         """Values (N,) with NaN where missing, to values of mean 0 and deviation 1, 0 where missing."""
-        heights = np.interp(values, self.knots, self.heights)
+        heights = np.interp(values, *self._curve)
         heights[np.isnan(values)] = 0.0
         return heights
+
+    @cached_property
+    def _curve(self) -> tuple[Floats, Floats]:
+        return np.array(self.knots), np.array(self.heights)
 
 
 class Category(Plain):
