@@ -1,5 +1,6 @@
 """Who is asking: API keys, what each may do, and the door that lets nobody in without one."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Set
@@ -32,6 +33,8 @@ _IMPLIED = {
     "predict": {"predict"},
 }
 _TOUCH_SECONDS = 60
+_AHEAD = 0.3
+"""Share of the time that a key is remembered, at whose end it is looked up again."""
 
 OPEN = {
     "/",
@@ -61,12 +64,19 @@ class Keys:
         self.database = database
         self.cache_seconds = cache_seconds
         self._known: dict[str, tuple[Principal, float]] = {}
+        self._looking: dict[str, asyncio.Task[Principal]] = {}
 
     async def principal(self, plain_key: str) -> Principal:
-        """Whom the key belongs to. Raises Unauthenticated."""
+        """Whom the key belongs to. Raises Unauthenticated.
+
+        However many ask, a key is looked up once; for those who come shortly before its time is over, ahead of it.
+        """
         principal, until = self._known.get(plain_key, (None, 0.0))
-        if principal is None or time.monotonic() >= until:
-            return await run_in_threadpool(self._look_up, plain_key)
+        left = until - time.monotonic()
+        if principal is None or left <= 0:
+            return await asyncio.shield(self._look(plain_key))
+        if left < _AHEAD * self.cache_seconds:
+            self._look(plain_key)
         return principal
 
     def forget(self, key_id: str) -> None:
@@ -75,8 +85,21 @@ class Keys:
             if principal.key_id == key_id:
                 self._known.pop(plain_key, None)
 
+    def _look(self, plain_key: str) -> asyncio.Task[Principal]:
+        """The look-up of a key that is under way, begun if there is none."""
+        if plain_key not in self._looking:
+            task = asyncio.create_task(run_in_threadpool(self._look_up, plain_key))
+            self._looking[plain_key] = task
+            task.add_done_callback(lambda done: self._end(plain_key, done))
+        return self._looking[plain_key]
+
+    def _end(self, plain_key: str, done: asyncio.Task[Principal]) -> None:
+        self._looking.pop(plain_key, None)
+        # Nobody may be waiting; whoever comes next is told.
+        if done.cancelled() or done.exception() is not None:
+            self._known.pop(plain_key, None)
+
     def _look_up(self, plain_key: str) -> Principal:
-        self._known.pop(plain_key, None)
         with self.database.transaction(read_only=True) as session:
             key = keys.find(session, plain_key)
         principal = _valid(key)

@@ -15,8 +15,8 @@ from tasks.parts.problems import Invalid, Problem
 
 JSON, FORM = "application/json", "multipart/form-data"
 MOST_INPUTS = 1_000
-LARGE_BYTES = 32_768
-"""Bodies from this size on are read in a thread, so that nobody else waits for it."""
+LARGE_BYTES, LARGE_FILE_BYTES = 32_768, 4_096
+"""Bodies from this size on are read in a thread, so that nobody else waits for it; files may unfold a lot."""
 
 
 @cache
@@ -24,6 +24,11 @@ def files_of(input_type: type[BaseModel]) -> dict[str, str]:
     """The media type, such as image/*, of each field of an input that is a file."""
     fields = input_type.model_json_schema().get("properties", {}).items()
     return {name: f["contentMediaType"] for name, f in fields if "contentMediaType" in f}
+
+
+def is_large(body: bytes, task: Task) -> bool:
+    """Whether a body is to be read in a thread."""
+    return len(body) >= (LARGE_FILE_BYTES if files_of(task.input_type) else LARGE_BYTES)
 
 
 def kind_of(request: Request, body: bytes, task: Task, *more: str) -> str:

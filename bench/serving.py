@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contestants", default="", help="beside the limit; all if left out")
     parser.add_argument("--clients", default="1,8,64", help="at the same time, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn, at least")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn, at least")
     parser.add_argument("--threads", type=int, default=1, help="of each forward pass")
     parser.add_argument(
         "--pin",

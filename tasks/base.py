@@ -100,10 +100,6 @@ class Codec(Plain, ABC):
         return {name: field.annotation for name, field in input_type.model_fields.items()}
 
     @abstractmethod
-    def frame(self, inputs: Sequence[Any]) -> pl.DataFrame:
-        """Inputs as examples without targets, in the shape `encode` reads."""
-
-    @abstractmethod
     def decode(self, outputs: Tensor) -> list[Any]:
         """Predictions, of the task's `prediction_type`, from the learner's outputs (B, ...), on the CPU."""
 
@@ -127,9 +123,9 @@ class Codec(Plain, ABC):
             raise Invalid(*problems)
         return inputs
 
+    @abstractmethod
     def encode_inputs(self, inputs: Sequence[Any]) -> Columns:
-        """The columns of inputs to predict for."""
-        return self.encode(self.frame(inputs), targets=False)
+        """The columns of inputs to predict for; the same as `encode` makes of such examples."""
 
     def encode_pieces(self, examples: pl.LazyFrame) -> Iterator[Columns]:
         """The columns of a split that may be larger than memory, one piece after the other.

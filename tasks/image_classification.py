@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import polars as pl
 import torch
 from pydantic import Field
@@ -23,12 +24,13 @@ from tasks.parts.images import (
     MAX_BYTES,
     ImageFacts,
     ImageInput,
+    Pixels,
     black,
+    decode,
     decode_all,
     each,
     inspect,
     read_image,
-    shrink,
 )
 from tasks.parts.labels import (
     CLASSIFICATION_METRICS,
@@ -125,16 +127,15 @@ class ImageCodec(LabelCodec):
         pixels = Dense(decode_all(examples["image"], self.side, self.channels))
         return Columns((pixels,), (self.encode_labels(examples["label"]),) if targets else ())
 
-    def read_input(self, value: Any) -> ImageInput:
-        # Decoded here, where requests are still apart from each other, and made small on the way.
-        return ImageInput(image=shrink(read_image(value), self.side, self.channels))
+    def read_input(self, value: Any) -> Pixels:
+        # Decoded here, where requests are still apart from each other.
+        return decode(read_image(value), self.side, self.channels)
 
     def blank(self) -> bytes:
         return black(self.side)
 
-    def frame(self, inputs: Sequence[ImageInput]) -> pl.DataFrame:
-        images = [entry.image for entry in inputs]
-        return pl.DataFrame({"image": images}, schema={"image": pl.Binary})
+    def encode_inputs(self, inputs: Sequence[Pixels]) -> Columns:
+        return Columns((Dense(torch.from_numpy(np.stack(inputs))),))
 
 
 class ImageClassifier(Supervised):

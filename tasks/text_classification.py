@@ -61,9 +61,6 @@ class TextClassificationCodec(LabelCodec):
         """In characters, those aside that are likely to be cut off."""
         return min(len(given.text), LONG_TOKEN * self.vocabulary.max_length)
 
-    def frame(self, inputs: Sequence[TextInput]) -> pl.DataFrame:
-        return pl.DataFrame({"text": pl.Series([given.text for given in inputs], dtype=pl.String)})
-
     def encode_inputs(self, inputs: Sequence[TextInput]) -> Columns:
         return Columns((self.vocabulary.encode([given.text for given in inputs]),))
 

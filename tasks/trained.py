@@ -1,9 +1,11 @@
 """A trained model: task, codec and learner, to bytes and back, and its predictions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,8 @@ from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
 
 
-class Trained(NamedTuple):
+@dataclass(frozen=True)
+class Trained:
     """What is needed to answer: the task, what it learned besides weights, and the weights in their network."""
 
     task: Task
@@ -24,7 +27,7 @@ class Trained(NamedTuple):
     forward: Callable[..., Tensor] | None = None
     """What answers in the place of the learner's `predict`, faster."""
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return device_of(self.learner)
 
@@ -54,9 +57,8 @@ class Trained(NamedTuple):
 
         A batch for which memory does not suffice is halved.
         """
-        if (
-            self.learner.training
-        ):  # walking through all of its modules takes as long as a small batch
+        # Not always: walking through all of its modules takes as long as a small batch.
+        if self.learner.training:
             self.learner.eval()
         order = torch.arange(columns.examples)
         if columns.lengths is not None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api import faults
 from api.auth import Predict
-from api.bodies import JSON, LARGE_BYTES, MOST_INPUTS, files_of, kind_of, read_json, transpose
+from api.bodies import JSON, MOST_INPUTS, files_of, is_large, kind_of, read_json, transpose
 from api.errors import documented
 from api.lean import LeanRoute
 from api.serving.engine import Ready, Serving
@@ -156,7 +156,7 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     model = await _ready(ref, principal.project_id, request)
     body = await request.body()
     sent = _sent(request, body, model.task)
-    large = bool(files_of(model.task.input_type)) or len(body) >= LARGE_BYTES
+    large = is_large(body, model.task)
     answer = _of_inputs if sent.table is None else _of_table
     return _json(await answer(sent, model.task, partial(serving.predict, model, large=large)))
 

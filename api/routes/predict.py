@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api import faults
 from api.auth import Predict
-from api.bodies import FORM, JSON, LARGE_BYTES, MOST_INPUTS, files_of, kind_of, read_json
+from api.bodies import FORM, JSON, MOST_INPUTS, is_large, kind_of, read_json
 from api.errors import documented
 from api.forms import read_form
 from api.lean import LeanRoute
@@ -129,7 +129,7 @@ async def predict(
     body = await request.body()
     sent = await _sent(request, body, task)
     top_k = _top_k(task, sent.parameters or {})
-    large = bool(files_of(task.input_type)) or len(body) >= LARGE_BYTES
+    large = is_large(body, task)
     predictions = await serving.predict(model, sent.inputs, large=large)
     if top_k is not None:
         predictions = [_best(prediction, top_k) for prediction in predictions]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
@@ -189,7 +190,7 @@ class Serving:
         if exporter is not None:
             sample = trained.codec.encode_inputs(trained.codec.read_inputs([blank]))
             exporter.submit(self._loader.source(checkpoint), sample, runtimes.add)
-        return trained._replace(forward=runtimes)
+        return replace(trained, forward=runtimes)
 
 
 def _cores() -> int:

@@ -223,14 +223,6 @@ def _outcome(work: Callable[[int, bytes], T], row: int, data: bytes) -> T | Inva
         return error
 
 
-def shrink(data: bytes, side: int, channels: int) -> bytes:
-    """An image as the network will see it, in a format that costs nothing to decode again."""
-    image = Image.fromarray(decode(data, side, channels).transpose(1, 2, 0).squeeze())
-    packed = BytesIO()
-    image.save(packed, "BMP")
-    return packed.getvalue()
-
-
 def black(side: int) -> bytes:
     """The file of a square in which nothing is to be seen."""
     packed = BytesIO()

@@ -165,23 +165,7 @@ class TabularCodec(Codec):
     def input_fields(self, input_type: type[BaseModel]) -> dict[str, Any]:
         return {column.name: _CELLS[column.type] for column in self.columns}
 
-    def frame(self, inputs: Sequence[Row]) -> pl.DataFrame:
-        return pl.DataFrame(
-            {
-                column.name: pl.Series(
-                    column.name, [row.root.get(column.name) for row in inputs], _DTYPES[column.type]
-                )
-                for column in self.columns
-            }
-        )
 
-
-_DTYPES: dict[str, Any] = {
-    "numeric": pl.Float64,
-    "categorical": pl.String,
-    "boolean": pl.Boolean,
-    "date": pl.Datetime("us"),
-}
 _CELLS: dict[str, type] = {"numeric": float, "categorical": str, "boolean": bool, "date": str}
 """What a request's rows hold."""
 _PARTS: dict[str, Callable[[pl.Series], pl.Series]] = {

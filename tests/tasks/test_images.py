@@ -26,7 +26,6 @@ from tasks.parts.images import (
     inspect,
     open_image,
     read_image,
-    shrink,
 )
 from tasks.parts.problems import Invalid
 
@@ -238,13 +237,6 @@ def test_every_damaged_image_of_a_column_is_named() -> None:
         decode_all(column, 8, 3)
     rows = [problem.loc for problem in caught.value.problems]
     assert rows == [("row", row) for row in range(2, 41, 2)]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_shrunk_image_gives_the_very_pixels_of_the_whole_one(channels: int) -> None:
-    data = encoded(noise(), "JPEG")
-    small = shrink(data, 16, channels)
-    assert np.array_equal(decode(small, 16, channels), decode(data, 16, channels))
 
 
 @pytest.mark.parametrize(

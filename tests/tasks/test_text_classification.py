@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -212,7 +213,7 @@ def test_wrong_inputs_are_named(codec: TextClassificationCodec, value: Any, loc:
 def test_inputs_encode_as_their_frame_does(codec: TextClassificationCodec) -> None:
     inputs = codec.read_inputs([{"text": "Hello world."}, {"text": ""}, {"text": "you"}])
     direct = codec.encode_inputs(inputs).inputs[0]
-    framed = codec.encode(codec.frame(inputs), targets=False).inputs[0]
+    framed = codec.encode(pl.DataFrame({"text": [i.text for i in inputs]}), targets=False).inputs[0]
     for name, tensor in direct.tensors().items():
         assert torch.equal(tensor, framed.tensors()[name])
 
