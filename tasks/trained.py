@@ -16,6 +16,9 @@ from models.parts.memory import ran_out
 from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
 
+_SHORT = 8
+"""Below that length padding costs less than one more batch."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -60,13 +63,15 @@ class Trained:
         # Not always: walking through all of its modules takes as long as a small batch.
         if self.learner.training:
             self.learner.eval()
-        order = torch.arange(columns.examples)
-        if columns.lengths is not None:
-            order = columns.lengths.argsort(stable=True)
+        order, lengths = torch.arange(columns.examples), columns.lengths
+        if lengths is not None:
+            order = lengths.argsort(stable=True)
         found: list[Any] = [None] * columns.examples
         done, device = 0, self.device
         while done < columns.examples:
             index = order[done : done + batch_size]
+            if lengths is not None:
+                index = _alike(index, lengths)
             try:
                 outputs = self._outputs(columns.batch(index).to(device))
             except (RuntimeError, MemoryError) as error:
@@ -83,6 +88,12 @@ class Trained:
     @torch.inference_mode()
     def _outputs(self, batch: Batch) -> Tensor:
         return (self.forward or self.learner.predict)(*batch.inputs).float().cpu()
+
+
+def _alike(index: Tensor, lengths: Tensor) -> Tensor:
+    """The first of examples in the order of their length whose padding takes less than themselves."""
+    here = lengths[index]
+    return index[: int(torch.searchsorted(here, 2 * here[0].clamp(min=_SHORT), right=True))]
 
 
 def device_of(learner: Learner) -> torch.device:
