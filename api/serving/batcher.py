@@ -17,6 +17,8 @@ _Kind = tuple[int, int]
 
 QUICK_SECONDS = 0.002
 """A pass this short may hold up the event loop: having a thread do it would take as long again."""
+_PAUSE, _LEAST_PAUSE, _MOST_PAUSE = 0.1, 0.001, 0.01
+"""How long those who were answered together may take to ask again: a share of the pass, and bounds in seconds."""
 _REMEMBERED = 3
 """Passes by whose shortest one knows how long such passes take: any one may have been interrupted."""
 _MOST_RETRY_SECONDS = 60
@@ -40,7 +42,9 @@ class Batcher:
     """Runs a blocking `predict`, one batch at a time, for callers on the event loop.
 
     A lone request runs at once: there is no window to wait for, since a busy model gives later
-    requests time enough to gather. Batches run in `executor`, those of a quick model on the event loop.
+    requests time enough to gather. Only after a slow pass for several do the next ones wait, for a tenth of its
+    time at the most, until as many have come: without that, the first to return would get a pass alone, and the others
+    the one after it, again and again. Batches run in `executor`, those of a quick model on the event loop.
     """
 
     def __init__(
@@ -64,13 +68,16 @@ class Batcher:
         self._queue: deque[Request] = deque()
         self._waiting = 0
         self._running = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._expected = 0
+        """Requests that end the pause."""
         self._clock, self._pace = clock, 0.0
         self._took: dict[_Kind, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     @property
     def busy(self) -> bool:
-        """Whether any request is worked on."""
-        return self._running
+        """Whether any request is worked on, or waits."""
+        return bool(self._queue) or (self._running and self._pause is None)
 
     def learn(self, inputs: Sequence[Any], seconds: float) -> None:
         """Take note of what a pass for such inputs takes."""
@@ -93,6 +100,9 @@ class Batcher:
         if not self._running:
             self._running = True
             loop.call_soon(self._start)  # after all who came in this turn of the loop
+        elif self._pause is not None and len(self._queue) >= self._expected:
+            self._pause.cancel()
+            self._end_pause()
         return request
 
     def _has_room(self, inputs: int) -> bool:
@@ -174,7 +184,7 @@ class Batcher:
         ended, start = perf_counter(), 0
         pace = (ended - batch[0].begun) / len(found)
         self._pace = 0.9 * self._pace + 0.1 * pace if self._pace else pace
-        self._go_on()
+        self._go_on_after(len(batch), ended - batch[0].begun)
         for request in batch:
             request.ended, stop = ended, start + len(request.inputs)
             _settle(request.answer, found[start:stop])
@@ -193,6 +203,19 @@ class Batcher:
     def _go_on(self) -> None:
         """Begin the next batch before the answers are sent, so that the model computes meanwhile."""
         asyncio.get_running_loop().call_soon(self._start)
+
+    def _go_on_after(self, answered: int, seconds: float) -> None:
+        """Like `_go_on`, after a pass for so many requests that took so long."""
+        pause = min(_PAUSE * seconds, _MOST_PAUSE)
+        if answered == 1 or len(self._queue) >= answered or pause < _LEAST_PAUSE:
+            self._go_on()
+            return
+        self._expected = answered
+        self._pause = asyncio.get_running_loop().call_later(pause, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._go_on()
 
 
 def _settle(answer: asyncio.Future[list[Any]], found: list[Any] | BaseException) -> None:

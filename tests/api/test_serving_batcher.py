@@ -305,3 +305,33 @@ def test_a_quick_model_that_fails_goes_on(executor: ThreadPoolExecutor) -> None:
         assert await batcher.predict([3]) == [9]
 
     run(executor, model, story)
+
+
+def test_those_who_were_answered_together_ask_again_together(executor: ThreadPoolExecutor) -> None:
+    model = Model(seconds=0.05)
+
+    async def story(batcher: Batcher) -> None:
+        async def client() -> None:
+            for _ in range(6):
+                assert await batcher.predict([3]) == [9]
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(client() for _ in range(4)))
+
+    run(executor, model, story)
+    assert [len(batch) for batch in model.batches] == [4] * 6
+
+
+def test_who_comes_alone_after_a_crowd_waits_for_a_moment_only(
+    executor: ThreadPoolExecutor,
+) -> None:
+    model = Model(seconds=0.05)
+
+    async def story(batcher: Batcher) -> None:
+        await asyncio.gather(*(batcher.predict([n]) for n in range(4)))
+        assert not batcher.busy
+        for _ in range(2):
+            assert await batcher.predict([5]) == [25]
+
+    run(executor, model, story)
+    assert [len(batch) for batch in model.batches] == [4, 1, 1]
