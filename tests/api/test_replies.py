@@ -47,6 +47,11 @@ CREATE_NOTHING = {
     "/v1/storage/clean-up",
     "/v1/webhooks/deliveries/{delivery_id}/retry",
     "/v1/webhooks/secret/rotate",
+    "/v2/models/{ref}/infer",
+    "/v2/models/{ref}/versions/{version}/infer",
+    "/v2/repository/index",
+    "/v2/repository/models/{ref}/load",
+    "/v2/repository/models/{ref}/unload",
 }
 
 
