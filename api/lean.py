@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import demand
-from api.errors import documented
+from api.errors import Gone, documented
 from api.headers import header
 from api.patience import Patience
 from api.serving import timing
@@ -51,7 +52,10 @@ class LeanRoute(APIRoute):
         async def answer(request: Request) -> Response:
             principal, spent = demand(request, "predict"), timing.begin()
             async with Patience(request, _seconds(request.scope)) as patience:
-                await request.body()
+                try:
+                    await request.body()
+                except ClientDisconnect:
+                    raise Gone from None
                 patience.watch()
                 response: Response = await endpoint(
                     **request.path_params, principal=principal, request=request
