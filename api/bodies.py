@@ -2,28 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from functools import cache
 from typing import Any
 
 import pydantic_core
 from fastapi import Request
-from pydantic import BaseModel
 
 from api.errors import UnsupportedMedia
-from tasks.base import Task
+from tasks.base import Task, files_of
 from tasks.parts.problems import Invalid, Problem
 
 JSON, FORM = "application/json", "multipart/form-data"
 MOST_INPUTS = 1_000
 LARGE_BYTES, LARGE_FILE_BYTES = 32_768, 4_096
 """Bodies from this size on are read in a thread, so that nobody else waits for it; files may unfold a lot."""
-
-
-@cache
-def files_of(input_type: type[BaseModel]) -> dict[str, str]:
-    """The media type, such as image/*, of each field of an input that is a file."""
-    fields = input_type.model_json_schema().get("properties", {}).items()
-    return {name: f["contentMediaType"] for name, f in fields if "contentMediaType" in f}
 
 
 def is_large(body: bytes, task: Task) -> bool:

@@ -6,7 +6,8 @@ from pydantic import BaseModel, RootModel
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
-from api.bodies import FORM, files_of, read_json, transpose
+from api.bodies import FORM, read_json, transpose
+from tasks.base import files_of
 from tasks.parts.problems import Invalid, Problem
 
 MOST_PARTS = 10_000

@@ -1,5 +1,7 @@
 """Files that jobs have made besides what they learned, such as a profile."""
 
+from collections.abc import Mapping
+
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
@@ -26,6 +28,25 @@ def add(
         delete(JobArtifact).where(JobArtifact.job_id == job_id, JobArtifact.name == name)
     )
     return keep(session, job, name, media_type, blob_id)
+
+
+def add_all(
+    session: Session,
+    job_id: str,
+    lease_epoch: int,
+    stored: Mapping[str, str],
+    media_types: Mapping[str, str],
+) -> None:
+    """Like `add`, for blobs by name, whose media types are among these."""
+    for name, blob_id in stored.items():
+        add(
+            session,
+            job_id,
+            lease_epoch,
+            name=name,
+            media_type=media_types[name],
+            blob_id=blob_id,
+        )
 
 
 def keep(session: Session, job: Job, name: str, media_type: str, blob_id: str) -> JobArtifact:

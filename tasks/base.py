@@ -278,10 +278,10 @@ class Task(Option):
 
 
 @cache
-def media_of(input_type: type[BaseModel]) -> str | None:
-    """The media type of inputs that are files."""
-    fields = input_type.model_json_schema().get("properties", {}).values()
-    return next((f["contentMediaType"] for f in fields if "contentMediaType" in f), None)
+def files_of(input_type: type[BaseModel]) -> dict[str, str]:
+    """The media type, such as image/*, of each field of an input that is a file."""
+    fields = input_type.model_json_schema().get("properties", {}).items()
+    return {name: f["contentMediaType"] for name, f in fields if "contentMediaType" in f}
 
 
 def read_fields(model: type[Model], value: Any) -> Model:

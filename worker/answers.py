@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import BaseModel
 from pydantic_core import to_json, to_jsonable_python
 
-from tasks.base import Codec, media_of
+from tasks.base import Codec, files_of
 from tasks.parts.columns import Columns
 from tasks.parts.inputs import entries, read_entry
 from tasks.parts.problems import Invalid, Problem
@@ -61,7 +61,7 @@ def of_inputs(frame: pl.DataFrame, trained: Trained, start: int) -> Piece:
 
 def of_examples(frame: pl.DataFrame, trained: Trained, start: int) -> Piece:
     """A piece of a data set, `start` examples after its beginning; the targets are not looked at."""
-    are_files = media_of(trained.task.input_type) is not None and "name" in frame.columns
+    are_files = bool(files_of(trained.task.input_type)) and "name" in frame.columns
     names = frame["name"].to_list() if are_files else [None] * frame.height
     try:
         return Piece(names, range(frame.height), trained.codec.encode(frame, targets=False), {})

@@ -214,15 +214,7 @@ def _end(desk: Desk, folder: Path, result: dict[str, Any]) -> None:
     database, job = desk.database, desk.job
     stored = {name: blobs.put(database, folder / name) for name in MEDIA_TYPES}
     with database.transaction() as session:
-        for name, blob_id in stored.items():
-            artifacts.add(
-                session,
-                job.id,
-                job.lease_epoch,
-                name=name,
-                media_type=MEDIA_TYPES[name],
-                blob_id=blob_id,
-            )
+        artifacts.add_all(session, job.id, job.lease_epoch, stored, MEDIA_TYPES)
         artifacts.drop_parts(session, job.id)
         jobs.finish(session, job.id, job.lease_epoch, "succeeded", result=result)
 

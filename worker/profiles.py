@@ -214,15 +214,7 @@ class Recording:
         database, job = self._desk.database, self._desk.job
         stored = {path.name: blobs.put(database, path) for path in files}
         with database.transaction() as session:
-            for name, blob_id in stored.items():
-                artifacts.add(
-                    session,
-                    job.id,
-                    job.lease_epoch,
-                    name=name,
-                    media_type=MEDIA_TYPES[name],
-                    blob_id=blob_id,
-                )
+            artifacts.add_all(session, job.id, job.lease_epoch, stored, MEDIA_TYPES)
             jobs.record(session, job.id, job.lease_epoch, lines=lines)
 
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api import faults
 from api.auth import Predict
-from api.bodies import JSON, MOST_INPUTS, files_of, is_large, kind_of, read_json, transpose
+from api.bodies import JSON, MOST_INPUTS, is_large, kind_of, read_json, transpose
 from api.errors import documented
 from api.lean import LeanRoute
 from api.serving.engine import Ready, Serving
 from store.errors import NotFound
-from tasks.base import Task
+from tasks.base import Task, files_of
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.tabular_regression import NumberPrediction

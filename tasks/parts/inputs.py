@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from tasks.base import Codec, Upload, media_of
+from tasks.base import Codec, Upload, files_of
 from tasks.parts.archives import Limits, is_clutter, open_archive
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import LINE
@@ -119,7 +119,7 @@ def _format_of(upload: Upload, input_type: type[BaseModel]) -> str:
     """The format of a file. Raises Invalid for one that the task's inputs cannot come in."""
     with upload.path.open("rb") as file:
         is_zip = file.read(len(_ZIP)) == _ZIP
-    if is_zip and media_of(input_type) is not None:
+    if is_zip and files_of(input_type):
         return "zip"
     if upload.path.stat().st_size == 0:
         raise Invalid(Problem((), "the file is empty", upload.name, sorted(TABLE_FORMATS)))
