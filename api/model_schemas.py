@@ -61,6 +61,7 @@ class ModelDetail(BaseModel):
     )
     input_schema: dict[str, Any] = Field(description="JSON schema of one input.")
     input_example: Any = Field(description="One input of this kind, to see its shape.")
+    parameters_schema: dict[str, Any] = Field(description="JSON schema of the parameters.")
     prediction_schema: dict[str, Any] = Field(description="JSON schema of one prediction.")
     job: str | None = Field(description="The job that trained it, while it is there.")
     checkpoint: str = Field(description="The checkpoint it is made of.")
@@ -164,6 +165,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "input_schema": inputs,
         "input_example": _example(inputs),
+        "parameters_schema": task.parameters_type.model_json_schema(),
         "prediction_schema": task.prediction_type.model_json_schema(),
         "job": checkpoint.job_id,
         "checkpoint": checkpoint.id,

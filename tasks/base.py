@@ -41,6 +41,10 @@ class DatasetOptions(Plain):
     split: SplitOptions = Field(SplitOptions(), description="How examples are held out.")
 
 
+class Parameterless(Plain):
+    """How to predict what leaves no choice."""
+
+
 class Facts(NamedTuple):
     """What is known of a data set before it is read: what "auto" values are chosen by."""
 
@@ -103,6 +107,17 @@ class Codec(Plain, ABC):
     def decode(self, outputs: Tensor) -> list[Any]:
         """Predictions, of the task's `prediction_type`, from the learner's outputs (B, ...), on the CPU."""
 
+    def complete(self, predictions: list[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Predictions with what only their inputs tell, which were read or `given`: the texts of entities, say.
+
+        Metrics do without it.
+        """
+        return predictions
+
+    def given(self, examples: pl.DataFrame) -> Sequence[Any]:
+        """What `complete` needs to know of examples, in the place of inputs that were read."""
+        return [None] * examples.height
+
     def blank(self) -> Any:
         """An input of a request that says nothing, for a model to warm up with; None: there is none."""
         return None
@@ -152,6 +167,8 @@ class Task(Option):
     bulky: ClassVar[tuple[str, ...]] = ()
     """Columns that all together may be larger than memory, and that `score` does without."""
     input_type: ClassVar[type[BaseModel]]
+    parameters_type: ClassVar[type[BaseModel]] = Parameterless
+    """The fields of an input that a request may also give once for all of its inputs, as `parameters`."""
     prediction_type: ClassVar[type[BaseModel]]
     codec_type: ClassVar[type[Codec]]
     options_type: ClassVar[type[DatasetOptions]] = DatasetOptions
@@ -275,6 +292,13 @@ class Task(Option):
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
         return dict(self.score(predictions, examples))
+
+
+@cache
+def own_fields(task: type[Task]) -> list[str]:
+    """The names of the fields of an input that are no parameters."""
+    shared = task.parameters_type.model_fields
+    return [name for name in task.input_type.model_fields if name not in shared]
 
 
 @cache

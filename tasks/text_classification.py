@@ -1,7 +1,7 @@
 """Text classification: a label for each text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import BaseModel, Field
@@ -11,10 +11,9 @@ from models.base import Architecture, Learner, Supervised, TextEncoder
 from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
 from models.text_cnn import TextCNN
-from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_fields
+from tasks.base import DatasetOptions, Facts, Metrics, Objective, Upload, read_fields
 from tasks.parts.column_types import to_text
 from tasks.parts.columns import Columns
-from tasks.parts.examples import pieces
 from tasks.parts.labels import (
     CLASSIFICATION_METRICS,
     LabelCodec,
@@ -25,19 +24,16 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
+from tasks.parts.reading import LONG_TOKEN, TextTask
 from tasks.parts.splits import LINE
 from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
 from tasks.parts.texts import TextInput, check_present, check_text, choose_columns, measure
-from tasks.parts.vocabulary import BytePairs, Tokenizer, Vocabulary
+from tasks.parts.vocabulary import Vocabulary
 
 USUAL = {
     "text": ("text", "sentence", "review", "content", "document", "comment", "utterance", "query"),
     "label": ("label", "class", "category", "target", "intent", "sentiment", "topic"),
 }
-MAX_TOKENS = 512
-LONG_TOKEN = 6
-"""Characters of a token, as many as they have in hardly any text on average."""
-MaxLength = Annotated[int, Field(ge=1, le=8_192)]
 
 
 class TextClassificationCodec(LabelCodec):
@@ -65,7 +61,7 @@ class TextClassificationCodec(LabelCodec):
         return Columns((self.vocabulary.encode([given.text for given in inputs]),))
 
 
-class TextClassification(Task):
+class TextClassification(TextTask):
     """Choose one label for each text: sentiment, topic, intent, language."""
 
     name: Literal["text-classification"] = "text-classification"
@@ -73,19 +69,12 @@ class TextClassification(Task):
     loss: OneOf[ClassificationLoss] = Field(
         CrossEntropy(), description="How far scores are from labels."
     )
-    tokenizer: Auto[OneOf[Tokenizer]] = Field(
-        AUTO, description="How texts become tokens. A base brings its own."
-    )
-    max_length: Auto[MaxLength] = Field(
-        AUTO, description="Tokens of a text that are read; the rest is cut. A base brings its own."
-    )
 
     bulky = ("text",)
     input_type: ClassVar[type[BaseModel]] = TextInput
     prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
     codec_type = TextClassificationCodec
     objective = Objective("accuracy")
-    of_base = ("architecture", "tokenizer", "max_length")
     formats = TABLE_FORMATS
     metrics = CLASSIFICATION_METRICS
 
@@ -120,18 +109,12 @@ class TextClassification(Task):
         report = {**balance(frames, "label"), "empty_texts": empty, **lengths}
         return frames, {"labels": labels, **lengths}, report
 
+    @classmethod
+    def texts(cls, examples: pl.DataFrame) -> Sequence[str]:
+        return examples["text"].to_list()
+
     def choose_architecture(self, facts: Facts) -> Architecture:
         return TextCNN()
-
-    def resolve(self, facts: Facts) -> "TextClassification":
-        task = super().resolve(facts)
-        if task.tokenizer == AUTO:
-            task = task.model_copy(update={"tokenizer": BytePairs()})
-        if task.max_length == AUTO:
-            spread = {unit: facts.schema[unit]["p98"] for unit in ("characters", "words")}
-            length = min(MAX_TOKENS, max(8, task.tokenizer.bound(**spread)))
-            task = task.model_copy(update={"max_length": length})
-        return task
 
     def learn_codec(
         self,
@@ -140,12 +123,8 @@ class TextClassification(Task):
         base: TextClassificationCodec | None = None,
     ) -> TextClassificationCodec:
         labels, counts = count_labels(train.select("label").collect()["label"])
-        vocabulary = base.vocabulary if base is not None else self._learn(train.select("text"))
+        vocabulary = self.learn_vocabulary(train.select("text"), base)
         return TextClassificationCodec(labels=labels, counts=counts, vocabulary=vocabulary)
-
-    def _learn(self, examples: pl.LazyFrame) -> Vocabulary:
-        texts = (text for piece in pieces(examples) for text in piece["text"])
-        return Vocabulary(tokenizer=self.tokenizer.learn(texts), max_length=self.max_length)
 
     def build(self, codec: TextClassificationCodec) -> Learner:
         vocabulary = codec.vocabulary

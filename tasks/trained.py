@@ -43,10 +43,11 @@ class Trained:
         """Predictions for inputs that `codec.read_inputs` has read."""
         if not inputs:
             return []
-        return self.predictions(self.codec.encode_inputs(inputs), batch_size)
+        found = self.predictions(self.codec.encode_inputs(inputs), batch_size)
+        return self.codec.complete(found, inputs)
 
     def predictions(self, columns: Columns, batch_size: int = 256) -> list[Any]:
-        """Predictions for an encoded split, in its order; leaves the learner in evaluation mode.
+        """Predictions for an encoded split, in its order, not completed; leaves the learner in evaluation mode.
 
         Examples of similar length share a batch. The result of an example may not depend on its
         neighbours beyond floating-point rounding.

@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,12 +15,26 @@ from tasks.base import Upload
 SEED = 7
 
 
+class Toy(NamedTuple):
+    """A data set that is made when it is needed."""
+
+    file: str
+    write: Callable[[Path, int], None]
+    bar: float
+    """What the task's objective must beat after a dozen epochs."""
+
+
 def toy(task: str, folder: Path, examples: int = 120) -> dict[str, Upload]:
     """The files of a data set for the task of that name, written into `folder`."""
-    name, write = _TOYS[task]
-    path = folder / name
-    write(path, examples)
-    return {"file": Upload(path, name)}
+    found = _TOYS[task]
+    path = folder / found.file
+    found.write(path, examples)
+    return {"file": Upload(path, found.file)}
+
+
+def bar(task: str) -> float:
+    """What the objective of the task of that name must beat on its toy."""
+    return _TOYS[task].bar
 
 
 def tasks_with_toys() -> list[str]:
@@ -86,9 +101,9 @@ def bars(path: Path, examples: int) -> None:
             archive.writestr(f"{['standing', 'lying'][number % 2]}/{number}.png", file.getvalue())
 
 
-_TOYS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
-    "tabular-classification": ("flowers.csv", flowers),
-    "tabular-regression": ("prices.csv", prices),
-    "text-classification": ("reviews.csv", reviews),
-    "image-classification": ("bars.zip", bars),
+_TOYS = {
+    "tabular-classification": Toy("flowers.csv", flowers, 0.9),
+    "tabular-regression": Toy("prices.csv", prices, 30_000),
+    "text-classification": Toy("reviews.csv", reviews, 0.9),
+    "image-classification": Toy("bars.zip", bars, 0.9),
 }

@@ -31,6 +31,8 @@ class Piece(NamedTuple):
     sound: Sequence[int]
     """The places in the piece of those that were read, whose `columns` these are."""
     columns: Columns | None
+    inputs: Sequence[Any]
+    """Those that were read, as far as it takes to complete their predictions."""
     faults: Mapping[int, Sequence[Problem]]
     """What is wrong with each of the others, by its place."""
 
@@ -56,20 +58,23 @@ def of_inputs(frame: pl.DataFrame, trained: Trained, start: int) -> Piece:
         except Invalid as error:
             faults[place] = error.problems
     columns = trained.codec.encode_inputs(inputs) if inputs else None
-    return Piece(names, sound, columns, faults)
+    return Piece(names, sound, columns, inputs, faults)
 
 
 def of_examples(frame: pl.DataFrame, trained: Trained, start: int) -> Piece:
     """A piece of a data set, `start` examples after its beginning; the targets are not looked at."""
     are_files = bool(files_of(trained.task.input_type)) and "name" in frame.columns
     names = frame["name"].to_list() if are_files else [None] * frame.height
+    codec = trained.codec
     try:
-        return Piece(names, range(frame.height), trained.codec.encode(frame, targets=False), {})
+        whole = codec.encode(frame, targets=False)
+        return Piece(names, range(frame.height), whole, codec.given(frame), {})
     except Invalid:
-        faults = dict(_faults(frame, trained.codec, start))
+        faults = dict(_faults(frame, codec, start))
     sound = [place for place in range(frame.height) if place not in faults]
-    columns = trained.codec.encode(frame[sound], targets=False) if sound else None
-    return Piece(names, sound, columns, faults)
+    readable = frame[sound]
+    columns = codec.encode(readable, targets=False) if sound else None
+    return Piece(names, sound, columns, codec.given(readable), faults)
 
 
 def _faults(
@@ -95,6 +100,7 @@ def answering(piece: Piece, trained: Trained, start: int) -> Iterator[list[Answe
         for predictions in trained.answering(piece.columns):
             yield None
             found = predictions or found
+        found = trained.codec.complete(found, piece.inputs)
     predicted = dict(zip(piece.sound, found, strict=True))
     yield [
         Answer(start + place, name, predicted.get(place), piece.faults.get(place, ()))

@@ -60,6 +60,9 @@ class TaskDetails(BaseModel):
     description: str = Field(description="What is learned, at length.")
     example: _Schema = Field(description="An input of `predict` and what it may give.")
     input_schema: _Schema = Field(description="JSON schema of one input of `predict`.")
+    parameters_schema: _Schema = Field(
+        description="JSON schema of the `parameters` of `predict`, which an input may also give itself."
+    )
     prediction_schema: _Schema = Field(description="JSON schema of one prediction.")
     options_schema: _Schema = Field(description="JSON schema of the `options` of an upload.")
     formats: dict[str, str] = Field(description="Upload formats, and what such a file looks like.")
@@ -124,6 +127,7 @@ def _details(task: type[Task]) -> TaskDetails:
         description=getdoc(task) or "",
         example=example,
         input_schema=task.input_type.model_json_schema(),
+        parameters_schema=task.parameters_type.model_json_schema(),
         prediction_schema=task.prediction_type.model_json_schema(mode="serialization"),
         options_schema=task.options_type.model_json_schema(),
         formats=dict(task.formats),

@@ -13,14 +13,14 @@ import pydantic_core
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api import faults
+from api import faults, parameters
 from api.auth import Predict
 from api.bodies import JSON, MOST_INPUTS, is_large, kind_of, read_json, transpose
 from api.errors import documented
 from api.lean import LeanRoute
 from api.serving.engine import Ready, Serving
 from store.errors import NotFound
-from tasks.base import Task, files_of
+from tasks.base import Parameterless, Task, files_of, own_fields
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.tabular_regression import NumberPrediction
@@ -55,12 +55,6 @@ class EndpointOut(BaseModel):
 
 
 # What predictions look like
-
-
-class Parameterless(BaseModel):
-    """How to predict what leaves no choice."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class LabelParameters(Parameterless):
@@ -217,12 +211,14 @@ def _sent(request: Request, body: bytes, task: Task) -> HuggingFaceIn:
 
 
 async def _of_inputs(sent: HuggingFaceIn, task: Task, predict: Predicting) -> Any:
-    shape = _shape(task)
-    parameters = faults.read(shape.parameters, sent.parameters or {}, ("parameters",))
+    shape, asked = _shape(task), sent.parameters or {}
+    own = parameters.of_task(task, asked)
+    others = {name: value for name, value in asked.items() if name not in own}
+    how = faults.read(shape.parameters, others, ("parameters",))
     alone = not isinstance(sent.inputs, list)
     values = _counted([sent.inputs] if alone else sent.inputs, "inputs")
-    predictions = await predict([_input(value, task) for value in values])
-    answers = [shape.answer(prediction, parameters) for prediction in predictions]
+    inputs = parameters.spread(task, [_input(value, task) for value in values], own)
+    answers = [shape.answer(prediction, how) for prediction in await predict(inputs)]
     # Of a file that comes alone the client reads its answer, of a text that does a list of one answer.
     return answers[0] if alone and files_of(task.input_type) else answers
 
@@ -246,8 +242,8 @@ def _counted(inputs: list[Any], place: str) -> list[Any]:
 
 
 def _input(value: Any, task: Task) -> Any:
-    """An input as the task reads it: where it has one field, the value may stand alone."""
-    fields = [*task.input_type.model_fields]
+    """An input as the task reads it: where it has one field of its own, the value may stand alone."""
+    fields = own_fields(type(task))
     stands_alone = not isinstance(value, dict) and len(fields) == 1 and fields != ["root"]
     return {fields[0]: value} if stands_alone else value
 

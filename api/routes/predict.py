@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import faults
+from api import faults, parameters
 from api.auth import Predict
 from api.bodies import FORM, JSON, MOST_INPUTS, is_large, kind_of, read_json
 from api.errors import documented
@@ -32,7 +32,8 @@ class PredictIn(BaseModel):
     )
     parameters: dict[str, Any] | None = Field(
         None,
-        description="How to predict. Tasks that give `scores`: `top_k`, to get only the best ones.",
+        description="How to predict: `parameters_schema` of the model, for all inputs that do not say it themselves. "
+        "Tasks that give `scores`: `top_k`, to get only the best ones.",
     )
 
 
@@ -128,9 +129,10 @@ async def predict(
     task = model.task
     body = await request.body()
     sent = await _sent(request, body, task)
-    top_k = _top_k(task, sent.parameters or {})
-    large = is_large(body, task)
-    predictions = await serving.predict(model, sent.inputs, large=large)
+    asked = sent.parameters or {}
+    top_k, own = _top_k(task, asked), parameters.of_task(task, asked)
+    inputs = parameters.spread(task, sent.inputs, own)
+    predictions = await serving.predict(model, inputs, large=is_large(body, task))
     if top_k is not None:
         predictions = [_best(prediction, top_k) for prediction in predictions]
     answer = {"model": model.ref, "predictions": predictions}
@@ -156,15 +158,19 @@ async def _sent(request: Request, body: bytes, task: Task) -> PredictIn:
 # Parameters
 
 
-def _top_k(task: Task, parameters: dict[str, Any]) -> int | None:
+def _top_k(task: Task, asked: dict[str, Any]) -> int | None:
     """How many scores to show; None for all. Raises Invalid, also for parameters the task lacks."""
-    allowed = ["top_k"] if "scores" in task.prediction_type.model_fields else []
+    own, scored = (
+        [*task.parameters_type.model_fields],
+        "scores" in task.prediction_type.model_fields,
+    )
+    allowed = [*own, "top_k"] if scored else own
     problems = [
         Problem(("parameters", name), f"no parameter of {task.name}", name, allowed or "none")
-        for name in parameters
+        for name in asked
         if name not in allowed
     ]
-    top_k = parameters.get("top_k")
+    top_k = asked.get("top_k") if scored else None
     if not problems and top_k is not None and (type(top_k) is not int or top_k < 1):
         loc, limits = ("parameters", "top_k"), "a whole number, at least 1"
         problems.append(Problem(loc, "not a number of labels", top_k, limits))

@@ -56,7 +56,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Sequences of different lengths: all values (M,) in one tensor, example i at offsets[i]:offsets[i + 1]."""
+    """Sequences of different lengths: all values (M, ...) in one tensor, example i at offsets[i]:offsets[i + 1]."""
 
     values: Tensor
     offsets: Tensor
@@ -70,12 +70,12 @@ class Ragged:
         return self.offsets.diff()
 
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Values padded with 0 (B, T), T the longest of these, and lengths (B,)."""
+        """Values padded with 0 (B, T, ...), T the longest of these, and lengths (B,)."""
         starts, lengths = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
         places = torch.arange(int(lengths.max()))
         inside = places < lengths[:, None]
         values = self.values[(starts[:, None] + places).clamp(max=len(self.values) - 1)]
-        return values * inside, lengths
+        return values * inside.view(*inside.shape, *[1] * (values.dim() - 2)), lengths
 
     def select(self, index: Tensor) -> "Ragged":
         starts, lengths = self.offsets[index], self.lengths[index]
