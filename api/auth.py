@@ -1,8 +1,6 @@
 """Who is asking: API keys, what each may do, and the door that lets nobody in without one."""
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Set
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
@@ -11,11 +9,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import Forbidden, Unauthenticated, explain
 from api.headers import header
+from api.look_ups import LookUps
 from store import keys
 from store.session import Database
 from store.tables import ApiKey
@@ -62,42 +60,15 @@ class Keys:
 
     def __init__(self, database: Database, cache_seconds: float) -> None:
         self.database = database
-        self.cache_seconds = cache_seconds
-        self._known: dict[str, tuple[Principal, float]] = {}
-        self._looking: dict[str, asyncio.Task[Principal]] = {}
+        self.look_ups = LookUps(self._look_up, seconds=cache_seconds, ahead=_AHEAD)
 
     async def principal(self, plain_key: str) -> Principal:
-        """Whom the key belongs to. Raises Unauthenticated.
-
-        However many ask, a key is looked up once; for those who come shortly before its time is over, ahead of it.
-        """
-        principal, until = self._known.get(plain_key, (None, 0.0))
-        left = until - time.monotonic()
-        if principal is None or left <= 0:
-            return await asyncio.shield(self._look(plain_key))
-        if left < _AHEAD * self.cache_seconds:
-            self._look(plain_key)
-        return principal
+        """Whom the key belongs to. Raises Unauthenticated."""
+        return await self.look_ups.get(plain_key)
 
     def forget(self, key_id: str) -> None:
         """Look this key up again the next time it comes."""
-        for plain_key, (principal, _) in list(self._known.items()):
-            if principal.key_id == key_id:
-                self._known.pop(plain_key, None)
-
-    def _look(self, plain_key: str) -> asyncio.Task[Principal]:
-        """The look-up of a key that is under way, begun if there is none."""
-        if plain_key not in self._looking:
-            task = asyncio.create_task(run_in_threadpool(self._look_up, plain_key))
-            self._looking[plain_key] = task
-            task.add_done_callback(lambda done: self._end(plain_key, done))
-        return self._looking[plain_key]
-
-    def _end(self, plain_key: str, done: asyncio.Task[Principal]) -> None:
-        self._looking.pop(plain_key, None)
-        # Nobody may be waiting; whoever comes next is told.
-        if done.cancelled() or done.exception() is not None:
-            self._known.pop(plain_key, None)
+        self.look_ups.forget(lambda principal: principal.key_id == key_id)
 
     def _look_up(self, plain_key: str) -> Principal:
         with self.database.transaction(read_only=True) as session:
@@ -105,7 +76,6 @@ class Keys:
         principal = _valid(key)
         assert key is not None
         self._touch(key)
-        self._known[plain_key] = principal, time.monotonic() + self.cache_seconds
         return principal
 
     def _touch(self, key: ApiKey) -> None:

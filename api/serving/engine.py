@@ -15,11 +15,11 @@ import torch
 
 from api.cache import Cache
 from api.errors import Busy
+from api.look_ups import LookUps
 from api.serving import measures, references, timing
 from api.serving.batcher import Batcher, Request
 from api.serving.loading import Loader
 from api.serving.onnx import Exporter
-from api.serving.references import References
 from api.serving.resident import Residents, Served
 from api.serving.runtimes import Runtimes, as_it_stands, in_bfloat16
 from api.serving.succession import Succession
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 128
 """Inputs per forward pass: beyond that throughput gains little, and everybody in the batch waits."""
+REMEMBERED_SECONDS, _AHEAD = 0.8, 0.5
+"""How long a reference is remembered: a new version or alias shows within a second."""
 _WARM_UPS = 3
 _OUT_OF_MEMORY_SECONDS = 5
 
@@ -64,7 +66,9 @@ class Serving:
         self._loads = ThreadPoolExecutor(2, "load")
         self._reads = ThreadPoolExecutor(cores, "read")
         self._forwards = ThreadPoolExecutor(max(2, cores), "forward")
-        self._references = References(self._look_up, self._look_ups)
+        self._references = LookUps(
+            self._look_up, self._look_ups, seconds=REMEMBERED_SECONDS, ahead=_AHEAD
+        )
         self._loader = Loader(database, cache, settings.predict_device)
         self._bits, self._exporter = settings.predict_precision, None
         if settings.predict_runtime == "onnx":
@@ -101,7 +105,7 @@ class Serving:
 
     async def resolve(self, project_id: str, ref: str) -> Resolved:
         """The checkpoint that a ref means; raises like `find`."""
-        return await self._references.resolve(project_id, ref)
+        return await self._references.get((project_id, ref))
 
     async def predict(
         self, model: Ready, values: Sequence[Any], *, large: bool = False
@@ -158,9 +162,9 @@ class Serving:
         if self._exporter is not None:
             self._exporter.close()
 
-    def _look_up(self, project_id: str, ref: str) -> Resolved:
+    def _look_up(self, asked: tuple[str, str]) -> Resolved:
         with self._database.transaction(read_only=True) as session:
-            return references.find(session, project_id, ref)
+            return references.find(session, *asked)
 
     def _load(self, checkpoint: Checkpoint) -> Served:
         """The model with a queue before it, warmed up: its first request is as fast as any."""

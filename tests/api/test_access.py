@@ -204,25 +204,25 @@ def _everything(client: TestClient, mine: dict[str, list[str]]) -> list[Any]:
 def test_a_revoked_key_is_forgotten_at_once(service: Service, admin: TestClient) -> None:
     made = admin.post("/v1/keys", json={"name": "short", "scopes": ["train"]}).json()
     keys = service.app.state.keys
-    keys.cache_seconds = 60
+    keys.look_ups.seconds = 60
     try:
         client = service.client(made["key"])
         assert client.get("/v1/jobs").status_code == 200
         assert admin.delete(f"/v1/keys/{made['id']}").status_code == 204
         errors_of(client.get("/v1/jobs"), 401)
     finally:
-        keys.cache_seconds = 0
+        keys.look_ups.seconds = 0
 
 
 def test_a_remembered_key_needs_no_database(service: Service) -> None:
     keys, client = service.app.state.keys, service.client(service.key("predict"))
-    keys.cache_seconds = 60
-    found, looked = keys._look_up, []
-    keys._look_up = lambda key: looked.append(key) or found(key)
+    keys.look_ups.seconds = 60
+    found, looked = keys.look_ups._look_up, []
+    keys.look_ups._look_up = lambda key: looked.append(key) or found(key)
     try:
         for _ in range(3):
             assert client.get("/v1/tasks").status_code == 200
     finally:
-        del keys._look_up
-        keys.cache_seconds = 0
+        keys.look_ups._look_up = found
+        keys.look_ups.seconds = 0
     assert len(looked) == 1
