@@ -27,6 +27,8 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
     architectures: tuple[str | None, ...] = (None,)
     """None: whatever the service chooses."""
+    prefix: str = ""
+    """Of the names of its files, where a folder holds several sets."""
 
 
 CASES = [
@@ -46,6 +48,11 @@ CASES = [
         "snips", "snips_en", "text-classification", "accuracy", 0.9843,
         {"column_mapping": {"label": "intent"}},
     ),
+    Case("wnut17", "wnut17_en", "token-classification", "f1", 0.106),
+    Case("ewt", "ud_english_ewt", "token-classification", "accuracy", 0.9188),
+    Case("stac-segments", "disrpt_eng_sdrt_stac", "token-classification", "f1", 0.951, {}, (None,), "segments."),
+    Case("snips-intents", "snips_en", "intent-and-slots", "intent_accuracy", 0.9843),
+    Case("snips-slots", "snips_en", "intent-and-slots", "slot_f1", 0.7446),
     Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
@@ -107,7 +114,8 @@ def _found(data: Path) -> list[tuple[Case, dict[str, Path]]]:
             files = {
                 split: path
                 for path in sorted(folder.iterdir())
-                if (split := named.get(path.stem)) is not None
+                if (split := named.get(path.stem.removeprefix(case.prefix))) is not None
+                and path.stem.startswith(case.prefix)
             }
             found.append((case, files))
     return found

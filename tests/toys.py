@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -104,9 +105,41 @@ def bars(path: Path, examples: int) -> None:
             archive.writestr(f"{['standing', 'lying'][number % 2]}/{number}.png", file.getvalue())
 
 
+def names(path: Path, examples: int) -> None:
+    """Short sentences in CoNLL's columns; the word before a name tells whose it is."""
+    draw = np.random.default_rng(SEED)
+    before = {"person": ["Mr", "Ms"], "place": ["near", "in"]}
+    lines = []
+    for _ in range(3 * examples):
+        label = str(draw.choice(["person", "place"]))
+        name = [str(draw.choice(["Ka", "Lo", "Mi"])) for _ in range(draw.integers(1, 3))]
+        words = [str(draw.choice(["we", "they"])), str(draw.choice(before[label]))]
+        lines += [f"{word}\tO" for word in words]
+        lines += [f"{word}\t{'IB'[at == 0]}-{label}" for at, word in enumerate(name)]
+        lines += [".\tO", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def wishes(path: Path, examples: int) -> None:
+    """Texts whose verbs tell the intent, and what follows them the slot."""
+    draw = np.random.default_rng(SEED)
+    asked = {"play": ("song", ["jazz", "old blues"]), "book": ("place", ["a table", "the hotel"])}
+    lines = []
+    for number in range(3 * examples):
+        verb = ["play", "book"][number % 2]
+        slot, things = asked[verb]
+        begin = f"{draw.choice(['please', 'now'])} {verb} "
+        text = begin + str(draw.choice(things))
+        span = {"start": len(begin), "end": len(text), "label": slot}
+        lines.append(json.dumps({"text": text, "intent": verb, "spans": [span]}))
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
     "text-classification": Toy("reviews.csv", reviews, 0.9),
+    "token-classification": Toy("names.conll", names, 0.9),
+    "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
     "image-classification": Toy("bars.zip", bars, 0.9),
 }

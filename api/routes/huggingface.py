@@ -21,8 +21,10 @@ from api.lean import LeanRoute
 from api.serving.engine import Ready, Serving
 from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
+from tasks.intent_and_slots import IntentPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.tags import TagsPrediction
 from tasks.tabular_regression import NumberPrediction
 
 
@@ -74,9 +76,13 @@ class Shape(NamedTuple):
     """The answer for an input, from its prediction and the parameters."""
     cell: Callable[[Any], Any]
     """The answer for a row of a `table`, from its prediction."""
+    is_listed: bool = True
+    """Whether the client reads a list of one answer where a text came alone, and not its answer."""
 
 
-def _scores(prediction: LabelPrediction, parameters: LabelParameters) -> list[dict[str, Any]]:
+def _scores(
+    prediction: LabelPrediction | IntentPrediction, parameters: LabelParameters
+) -> list[dict[str, Any]]:
     count = parameters.top_k or len(prediction.scores)
     best = nlargest(count, prediction.scores.items(), key=itemgetter(1))
     return [{"label": label, "score": score} for label, score in best]
@@ -86,10 +92,48 @@ def _value(prediction: NumberPrediction, parameters: Parameterless) -> float:
     return prediction.value
 
 
+class TokenParameters(Parameterless):
+    """How to give tags."""
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = Field(
+        None, description="`none` gives every token by itself; else spans are whole."
+    )
+    ignore_labels: list[str] | None = Field(
+        None,
+        description="What is left out; `O`, which stands outside of spans, if nothing is said.",
+    )
+
+
+def _tags(prediction: TagsPrediction, parameters: TokenParameters) -> list[dict[str, Any]]:
+    left_out = ["O"] if parameters.ignore_labels is None else parameters.ignore_labels
+    if prediction.entities and parameters.aggregation_strategy != "none":
+        return [
+            {
+                "entity_group": entity.label,
+                "score": entity.score,
+                "word": entity.text,
+                "start": entity.start,
+                "end": entity.end,
+            }
+            for entity in prediction.entities
+            if entity.label not in left_out
+        ]
+    found = zip(
+        prediction.tokens, prediction.tags, prediction.scores, prediction.starts, strict=True
+    )
+    return [
+        {"entity": tag, "score": score, "word": token, "start": start, "end": start + len(token)}
+        for token, tag, score, start in found
+        if tag not in left_out
+    ]
+
+
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
     LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
     NumberPrediction: Shape(Parameterless, _value, attrgetter("value")),
+    TagsPrediction: Shape(TokenParameters, _tags, attrgetter("tags"), is_listed=False),
+    IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
 }
 
 
@@ -142,9 +186,9 @@ _ANSWERS = {
 async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request) -> Response:
     """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
 
-    The method is that of the model's task: `text_classification`, `image_classification`, or
-    `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
-    document is what the client shows.
+    The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
+    `image_classification`, or `tabular_classification` for any table. A list of inputs gets a list of
+    answers. `error` of a problem document is what the client shows.
     """
     serving: Serving = request.app.state.serving
     model = await _ready(ref, principal.project_id, request)
@@ -219,8 +263,9 @@ async def _of_inputs(sent: HuggingFaceIn, task: Task, predict: Predicting) -> An
     values = _counted([sent.inputs] if alone else sent.inputs, "inputs")
     inputs = parameters.spread(task, [_input(value, task) for value in values], own)
     answers = [shape.answer(prediction, how) for prediction in await predict(inputs)]
-    # Of a file that comes alone the client reads its answer, of a text that does a list of one answer.
-    return answers[0] if alone and files_of(task.input_type) else answers
+    # Of a file that comes alone the client reads its answer, of most texts that do a list of one answer.
+    is_bare = alone and (files_of(task.input_type) or not shape.is_listed)
+    return answers[0] if is_bare else answers
 
 
 async def _of_table(sent: HuggingFaceIn, task: Task, predict: Predicting) -> list[Any]:
@@ -242,8 +287,10 @@ def _counted(inputs: list[Any], place: str) -> list[Any]:
 
 
 def _input(value: Any, task: Task) -> Any:
-    """An input as the task reads it: where it has one field of its own, the value may stand alone."""
+    """An input as the task reads it: a text, and what is its one field of its own, may stand alone."""
     fields = own_fields(type(task))
+    if isinstance(value, str) and "text" in fields:
+        return {"text": value}
     stands_alone = not isinstance(value, dict) and len(fields) == 1 and fields != ["root"]
     return {fields[0]: value} if stands_alone else value
 

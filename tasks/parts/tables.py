@@ -254,6 +254,15 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
 
 
 def _object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
+    found = parse_object(line, number, faults)
+    if found is None:
+        return None
+    sound = [_check_cell(name, cell, number, faults) for name, cell in found.items()]
+    return found if all(sound) else None
+
+
+def parse_object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
+    """The object in a line of JSON, whatever its values are; None, and a fault, if there is none."""
     try:
         found = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -262,8 +271,7 @@ def _object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         faults.add(("line", number), "not an object", _short(found), '{"column": value, ...}')
         return None
-    sound = [_check_cell(name, cell, number, faults) for name, cell in found.items()]
-    return found if all(sound) else None
+    return found
 
 
 def _no_number(word: str) -> NoReturn:
@@ -272,11 +280,11 @@ def _no_number(word: str) -> NoReturn:
 
 def _check_cell(name: str, cell: Any, number: int, faults: Faults) -> bool:
     msg = None
-    if not name or _unstorable(name):
+    if not name or is_unstorable(name):
         msg = "not a name for a column"
     elif isinstance(cell, dict | list):
         msg = "a nested value"
-    elif isinstance(cell, str) and _unstorable(cell):
+    elif isinstance(cell, str) and is_unstorable(cell):
         msg = "NUL, half a surrogate pair, or too long"
     elif isinstance(cell, int) and not -(2**63) <= cell < 2**63:
         msg = "the whole number is too large"
@@ -288,7 +296,8 @@ def _check_cell(name: str, cell: Any, number: int, faults: Faults) -> bool:
     return False
 
 
-def _unstorable(text: str) -> bool:
+def is_unstorable(text: str) -> bool:
+    """Whether a text has NUL, half a surrogate pair, or is too long."""
     if len(text) > MAX_CELL or "\0" in text:
         return True
     return not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text)

@@ -3,7 +3,7 @@
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Literal
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Rust
 
 from models.base import PADDING, SENTENCE_END, UNKNOWN
 from models.parts.options import Option, Plain
-from tasks.parts.columns import Ragged
+from tasks.parts.columns import Ragged, ragged
 
 SPECIAL = ("<padding>", "<unknown>", "\ue002")
 """The tokens of ids 0, 1 and 2. The last is put into texts, so it is a character nobody writes."""
@@ -27,6 +27,7 @@ _MARK = SPECIAL[SENTENCE_END]
 _SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=\s|$)\n*)|(?:[。！？]+[」』”’）]*)|\n+")
 _CHARACTERS_PER_TOKEN = 100
 _BATCH = 2_000
+_LONGEST_WORD, _TOKENS_PER_WORD = 200, 16
 
 
 class Tokenizer(Option):
@@ -179,6 +180,15 @@ class Vocabulary(Plain):
             lengths.append(len(ids))
             values.append(np.array(ids, dtype=np.int64))
         return Ragged(torch.from_numpy(np.concatenate(values)), torch.tensor(lengths).cumsum(0))
+
+    def encode_words(self, words: Sequence[str]) -> Ragged:
+        """The token ids of each word by itself, at least one; ends of sentences are not marked."""
+        found: list[list[int]] = []
+        for start in range(0, len(words), _BATCH):
+            some = [w[:_LONGEST_WORD].replace(_MARK, " ") for w in words[start : start + _BATCH]]
+            encodings = self._rust.encode_batch_fast(some, add_special_tokens=False)
+            found += [encoding.ids[:_TOKENS_PER_WORD] or [UNKNOWN] for encoding in encodings]
+        return ragged(found)
 
     def _mark(self, text: str) -> str:
         """A text with its sentence ends marked; what cannot matter is cut off first."""
