@@ -124,9 +124,7 @@ class IntentAndSlots(TaggingTask):
         tags, rules = self.build_tags(codec, words.width)
         return WholeTagger(backbone, WholeHead(words, tags, len(codec.labels)), rules)
 
-    def same_outputs(self, codec: IntentCodec, base: Any) -> bool:
-        if not isinstance(base, IntentCodec):
-            return False
+    def same_outputs(self, codec: IntentCodec, base: IntentCodec) -> bool:
         return (codec.tags, codec.labels) == (base.tags, base.labels)
 
     def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:

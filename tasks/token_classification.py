@@ -56,8 +56,8 @@ class TokenClassification(TaggingTask):
         tags, rules = self.build_tags(codec, words.width)
         return Tagger(backbone, TagHead(words, tags), rules)
 
-    def same_outputs(self, codec: TagsCodec, base: Any) -> bool:
-        return isinstance(base, TagsCodec) and codec.tags == base.tags
+    def same_outputs(self, codec: TagsCodec, base: TagsCodec) -> bool:
+        return codec.tags == base.tags
 
     def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
         return score_tags(predictions, examples["tags"].to_list())

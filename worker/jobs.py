@@ -169,7 +169,8 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
     if base is not None:
-        learner.take_over(base.learner, head=spec.task.same_outputs(codec, base.codec))
+        alike = type(spec.task) is type(base.task) and spec.task.same_outputs(codec, base.codec)
+        learner.take_over(base.learner, head=alike)
     desk.group.place(learner, desk.device)
     plan = plan_of(learner, splits["train"].columns, spec.training)
     learner.start(spec.training, spec.transfer, plan.steps)

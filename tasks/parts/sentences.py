@@ -130,7 +130,7 @@ def of_examples(examples: pl.DataFrame) -> list[TokensInput]:
     texts = examples["text"] if "text" in examples.columns else [None] * examples.height
     return [
         TokensInput.model_construct(tokens=None if text is not None else tokens, text=text)
-        for tokens, text in zip(examples["tokens"], texts, strict=True)
+        for tokens, text in zip(examples["tokens"].to_list(), texts, strict=True)
     ]
 
 

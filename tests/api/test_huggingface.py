@@ -19,7 +19,7 @@ from api.routes import huggingface
 from store.session import Database
 from tasks.parts.labels import LabelPrediction
 from tests import processes
-from tests.api.serving_world import World, client, image_example, row, table_example
+from tests.api.serving_world import World, client, image_example, row, table_example, untrained
 from tests.conftest import opened
 
 
@@ -60,6 +60,8 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("pictures", image_example())
         world.publish("reviews", table_example("text-classification", texts()))
         world.publish("fishes", table_example("tabular-regression", fishes()))
+        for task in ("token-classification", "intent-and-slots"):
+            world.publish(task, untrained(task))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -116,6 +118,30 @@ def test_a_text_gets_its_labels_best_first(served: Served) -> None:
     assert len(expected["scores"]) == 3
     best = hub(served, "reviews@1").text_classification(text, top_k=2, function_to_apply="softmax")
     assert pairs(best) == ranked(expected)[:2]
+
+
+def test_a_text_gets_its_spans(served: Served) -> None:
+    text = "they saw Ka Lo in Mi."
+    [expected] = natively(served, "token-classification", [{"text": text}])
+    assert expected["entities"]
+    found = hub(served, "token-classification").token_classification(text)
+    assert [(e.entity_group, e.word, e.start, e.end) for e in found] == [
+        (e["label"], text[e["start"] : e["end"]], e["start"], e["end"])
+        for e in expected["entities"]
+    ]
+    assert [e.score for e in found] == pytest.approx([e["score"] for e in expected["entities"]])
+    tokens = hub(served, "token-classification").token_classification(
+        text, aggregation_strategy="none", ignore_labels=[]
+    )
+    assert [(e.word, e.entity) for e in tokens] == list(
+        zip(expected["tokens"], expected["tags"], strict=True)
+    )
+
+
+def test_a_text_gets_its_intents_best_first(served: Served) -> None:
+    text = "please play jazz"
+    [expected] = natively(served, "intent-and-slots", [{"text": text}])
+    assert pairs(hub(served, "intent-and-slots").text_classification(text)) == ranked(expected)
 
 
 def test_an_image_gets_its_labels_however_it_is_sent(served: Served, tmp_path: Path) -> None:
