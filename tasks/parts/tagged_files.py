@@ -1,7 +1,7 @@
 """Files of tagged sentences: CoNLL, CoNLL-U, JSON Lines and Parquet to frames, with every fault named by its line."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ USUAL = {
     "spans": ("spans", "entities"),
 }
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+MAX_LABEL = 200
+"""Characters of the label of a span."""
 _HEAD = 1 << 16
 _COUNTED = "not a list of texts"
 
@@ -85,13 +87,18 @@ def read_tagged(
 def _found_format(upload: Upload) -> str:
     """The format by content, and by name between the two of CoNLL."""
     found = table_format(upload)
-    if found in ("jsonl", "parquet"):
+    if found == "parquet" or (found == "jsonl" and not _is_conll(upload)):
         return found
     with upload.path.open("rb") as file:
         head = file.read(_HEAD).decode("utf-8", "replace")
     cells = [line.split("\t") for line in head.splitlines() if line and not line.startswith("#")]
     by_content = bool(cells) and len(cells[0]) == len(_CONLLU) and cells[0][0][:1].isdigit()
     return "conllu" if by_content or upload.name.lower().endswith(".conllu") else "conll"
+
+
+def _is_conll(upload: Upload) -> bool:
+    """By name: the first token of a file may be a brace."""
+    return upload.name.lower().endswith((".conll", ".conllu", ".bio", ".iob"))
 
 
 def _frame(examples: Sequence[Example], others: Sequence[str]) -> pl.DataFrame:
@@ -123,14 +130,16 @@ def _read_columns(
     tokens: list[str] = []
     tags: list[str] = []
     lines: list[int] = []
-    for number, line in enumerate([*text_lines(path), ""], start=1):
+    for number, line in enumerate(chain(text_lines(path), [""]), start=1):
         line = line.rstrip("\r\n")
         if not line.strip():
             if tokens:
                 yield Example(begun, tokens, tags, lines)
             tokens, tags, lines = [], [], []
             continue
-        if not width and not line.startswith("# "):
+        if not width:
+            if line.startswith("# "):
+                continue
             mark = "\t" if "\t" in line else None
         cells = line.split(mark)
         if cells[0] == "-DOCSTART-" or (line.startswith("#") and len(cells) != (width or 2)):
@@ -353,6 +362,7 @@ def _span(
     if (
         not isinstance(label, str)
         or not label
+        or len(label) > MAX_LABEL
         or is_unstorable(label)
         or type(start) is not int
         or type(end) is not int

@@ -74,6 +74,11 @@ def test_a_hash_sign_can_be_a_token(tmp_path: Path) -> None:
     assert sorted(tokens[0] for tokens in whole(data)["tokens"]) == ["#", "#tag"]
 
 
+def test_comments_before_the_first_token_and_a_brace_as_such_are_read(tmp_path: Path) -> None:
+    data = check(tmp_path, "# newdoc\n{\tO\nAda\tB-person\n\n{\tO\nAda\tB-person\n\n")
+    assert data.splits["train"]["tokens"].to_list() == [["{", "Ada"]]
+
+
 def test_columns_of_conll_can_be_chosen(tmp_path: Path) -> None:
     content = "1 Ada NNP B-person\n2 sings VBZ O\n\n1 He PRP O\n2 is VBZ O\n"
     data = check(tmp_path, content, column_mapping={"tokens": "2", "tags": "3"})
