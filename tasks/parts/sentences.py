@@ -126,11 +126,10 @@ def sentence(given: TokensInput, *, syllables: bool, most: int) -> Sentence:
 
 
 def of_examples(examples: pl.DataFrame) -> list[TokensInput]:
-    """Examples with `tokens` and perhaps a `text` as inputs."""
-    texts = examples["text"] if "text" in examples.columns else [None] * examples.height
+    """Examples as inputs: the text, if there is one, else the tokens."""
     return [
         TokensInput.model_construct(tokens=None if text is not None else tokens, text=text)
-        for tokens, text in zip(examples["tokens"].to_list(), texts, strict=True)
+        for tokens, text in zip(examples["tokens"].to_list(), examples["text"], strict=True)
     ]
 
 

@@ -60,7 +60,7 @@ class Example(NamedTuple):
 def read_tagged(
     upload: Upload, options: DatasetOptions, others: Mapping[str, Sequence[str]] | None = None
 ) -> pl.DataFrame:
-    """Sentences as columns `tokens`, `tags`, where there are texts `text`, and where they stood.
+    """Sentences as columns `tokens`, `tags`, `text` (null where tokens came without), and where they stood.
 
     `others`: columns beside these, by their roles with their usual names; CoNLL has none. Raises Invalid.
     """
@@ -106,10 +106,9 @@ def _frame(examples: Sequence[Example], others: Sequence[str]) -> pl.DataFrame:
     columns = {
         "tokens": pl.Series([e.tokens for e in examples], dtype=lists),
         "tags": pl.Series([e.tags for e in examples], dtype=lists),
+        "text": pl.Series([e.text for e in examples], dtype=pl.String),
         LINE: pl.Series([e.line for e in examples], dtype=pl.Int64),
     }
-    if examples[0].text is not None:
-        columns["text"] = pl.Series([e.text for e in examples], dtype=pl.String)
     if examples[0].lines is not None:
         columns[LINES] = pl.Series([e.lines for e in examples], dtype=pl.List(pl.Int64))
     for name in others:

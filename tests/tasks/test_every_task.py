@@ -90,6 +90,11 @@ def test_a_toy_passes_its_checks_and_is_split(name: str) -> None:
 
 
 @every
+def test_the_bulky_columns_are_there(name: str) -> None:
+    assert set(tasks()[name].bulky) <= set(validation(name).columns)
+
+
+@every
 def test_checking_twice_gives_the_same_splits(name: str, tmp_path: Path) -> None:
     task = tasks()[name]
     again = task.check(toy(name, tmp_path), task.options_type())
