@@ -40,7 +40,7 @@ _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "de
 MAX_LABEL = 200
 """Characters of the label of a span."""
 _HEAD = 1 << 16
-_COUNTED = "not a list of texts"
+_NO_TEXTS = "not a list of texts"
 
 
 class Example(NamedTuple):
@@ -304,7 +304,7 @@ def _of_tokens(
             isinstance(v, str) and not is_unstorable(v) for v in value
         )
         if not sound:
-            faults.add(("line", line, names[role]), _COUNTED, _short(value), '["...", "..."]')
+            faults.add(("line", line, names[role]), _NO_TEXTS, _short(value), '["...", "..."]')
         elif len(value) > MAX_TOKENS:  # type: ignore[arg-type]
             allowed = f"at most {MAX_TOKENS}"
             faults.add(("line", line, names[role]), "too many tokens", len(value), allowed)  # type: ignore[arg-type]

@@ -37,7 +37,6 @@ OUTSIDE = "O"
 LINES = "\0lines"
 """A column a reader may add: where each token stood in its file. `describe_tags` drops it."""
 MAX_TAGS = 1_000
-SHOWN = 50
 WORST = 10
 _OF_SPAN = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
 _BEGINS, _GOES_ON = {"B", "S", "U"}, {"I", "E", "L"}
