@@ -89,6 +89,18 @@ def reviews(path: Path, examples: int) -> None:
     write_csv(path, ["text", "label"], rows)
 
 
+def claims(path: Path, examples: int) -> None:
+    """Statements that follow from what was said, or deny it."""
+    draw = np.random.default_rng(SEED)
+    rows = []
+    for number in range(examples):
+        who, what = draw.choice(["cat", "dog", "child"]), draw.choice(["sleeps", "eats", "sings"])
+        said = f"The {who} {what} in house {number}"
+        follows = number % 2 == 0
+        rows.append([said, f"The {who} {'' if follows else 'never '}{what}", "ny"[follows]])
+    write_csv(path, ["premise", "hypothesis", "label"], rows)
+
+
 def bars(path: Path, examples: int) -> None:
     """Folders of small pictures: a bar that lies, or one that stands."""
     draw = np.random.default_rng(SEED)
@@ -141,5 +153,6 @@ _TOYS = {
     "text-classification": Toy("reviews.csv", reviews, 0.9),
     "token-classification": Toy("names.conll", names, 0.9),
     "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
+    "text-pair-classification": Toy("claims.csv", claims, 0.9),
     "image-classification": Toy("bars.zip", bars, 0.9),
 }

@@ -89,7 +89,11 @@ def _course(case: str) -> Course:
     quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
     if "norm" in fields:
         quiet["norm"] = "layer"
-    own = {"augmentation": {}} if task == "image-classification" else {}
+    quiet_tasks: dict[str, dict[str, Any]] = {
+        "image-classification": {"augmentation": {}},
+        "text-pair-classification": {"dropout": 0.0},
+    }
+    own = quiet_tasks.get(task, {})
     with TemporaryDirectory() as folder:
         content = toy(task, Path(folder), 60)["file"].path.read_bytes()
     return course(task, content, {"name": architecture, **quiet}, {**SGD, "epochs": 2}, **own)
