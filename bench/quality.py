@@ -29,6 +29,7 @@ class Case(NamedTuple):
     """None: whatever the service chooses."""
     prefix: str = ""
     """Of the names of its files, where a folder holds several sets."""
+    """What the names of its files begin with, where others lie in the same folder."""
 
 
 CASES = [
@@ -53,6 +54,11 @@ CASES = [
     Case("stac-segments", "disrpt_eng_sdrt_stac", "token-classification", "f1", 0.951, {}, (None,), "segments."),
     Case("snips-intents", "snips_en", "intent-and-slots", "intent_accuracy", 0.9843),
     Case("snips-slots", "snips_en", "intent-and-slots", "slot_f1", 0.7446),
+    Case("sick", "sick_en", "text-pair-classification", "accuracy", 0.8378),
+    Case(
+        "stac", "disrpt_eng_sdrt_stac", "text-pair-classification", "accuracy", 0.497,
+        {}, (None,), "relations.",
+    ),
     Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
@@ -116,6 +122,8 @@ def _found(data: Path) -> list[tuple[Case, dict[str, Path]]]:
                 for path in sorted(folder.iterdir())
                 if (split := named.get(path.stem.removeprefix(case.prefix))) is not None
                 and path.stem.startswith(case.prefix)
+                if path.stem.startswith(case.prefix)
+                and (split := named.get(path.stem.removeprefix(case.prefix))) is not None
             }
             found.append((case, files))
     return found

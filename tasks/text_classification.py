@@ -132,8 +132,8 @@ class TextClassification(TextTask):
         head = nn.Linear(backbone.width, len(codec.labels))
         return Supervised(backbone, head, self.loss.build(codec.counts))
 
-    def same_outputs(self, codec: TextClassificationCodec, base: TextClassificationCodec) -> bool:
-        return codec.labels == base.labels
+    def same_outputs(self, codec: TextClassificationCodec, base: Any) -> bool:
+        return isinstance(base, TextClassificationCodec) and codec.labels == base.labels
 
     def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
         return score_labels(predictions, examples["label"].to_list())
