@@ -1,7 +1,7 @@
 """Text pair classification: a label for two texts, such as entailment, paraphrase or a discourse relation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -42,6 +42,7 @@ USUAL = {
 DIRECTIONS = ("direction", "dir")
 """Usual names of the column for the direction, which may be missing."""
 MOST_DIRECTIONS = 100
+ENOUGH_TO_ALIGN = 50_000
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
@@ -132,10 +133,16 @@ class TextPairClassification(TextTask):
     loss: OneOf[ClassificationLoss] = Field(
         CrossEntropy(), description="How far scores are from labels."
     )
+    alignment: Auto[bool] = Field(
+        AUTO,
+        description="Compare each token with what is most like it in the other text. That needs many examples: "
+        "`auto` does from 50,000 on.",
+    )
     dropout: float = Field(
         0.5, ge=0, lt=1, description="Share of what the comparison finds dropped in training."
     )
 
+    of_base = (*TextTask.of_base, "alignment")
     bulky = ("text_a", "text_b")
     input_type: ClassVar[type[BaseModel]] = PairInput
     prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
@@ -201,6 +208,12 @@ class TextPairClassification(TextTask):
     def choose_architecture(self, facts: Facts) -> Architecture:
         return BagOfEmbeddings()
 
+    def resolve(self, facts: Facts) -> Self:
+        task = super().resolve(facts)
+        if task.alignment == AUTO:
+            task = task.model_copy(update={"alignment": facts.examples >= ENOUGH_TO_ALIGN})
+        return task
+
     def learn_codec(
         self,
         train: pl.LazyFrame,
@@ -234,7 +247,12 @@ class TextPairClassification(TextTask):
         backbone = self.architecture.build(vocabulary.size, vocabulary.max_length)
         rarity = torch.log(max(1, codec.texts) / torch.tensor(codec.occurs).clamp(min=1).float())
         head = Matching(
-            backbone.width, rarity, len(codec.directions), len(codec.labels), self.dropout
+            backbone.width,
+            rarity,
+            len(codec.directions),
+            len(codec.labels),
+            self.dropout,
+            self.alignment,
         )
         return PairLearner(backbone, head, self.loss.build(codec.counts))
 

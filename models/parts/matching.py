@@ -14,7 +14,8 @@ BUCKETS = 1 << 16
 """Hashed pairs of tokens that are told apart."""
 WIDTH = 64
 """Width of what tokens are compared by."""
-PACE = 5.0
+CAUTION = 0.1
+PACE = 2.0
 """What makes weights of rare words learn in the few steps in which they occur."""
 CROSSED = 64
 """Tokens at the start of each text that are paired with those of the other."""
@@ -116,21 +117,27 @@ class Leftovers(nn.Module):
 
 
 class Matching(nn.Module):
-    """Class scores of a pair from the vectors of both texts, an alignment, overlaps and leftovers."""
+    """Class scores of a pair from the vectors of both texts, overlaps, leftovers and perhaps an alignment."""
 
     rarity: Tensor
 
     def __init__(
-        self, inputs: int, rarity: Tensor, directions: int, classes: int, dropout: float
+        self,
+        inputs: int,
+        rarity: Tensor,
+        directions: int,
+        classes: int,
+        dropout: float,
+        alignment: bool,
     ) -> None:
         """`rarity` (vocabulary,) is how much each token counts; pairs have one of `directions`, or 0."""
         super().__init__()
         self.register_buffer("rarity", rarity / rarity.max().clamp(min=1), persistent=False)
-        self.alignment = Alignment(len(rarity), WIDTH, dropout)
+        self.alignment = Alignment(len(rarity), WIDTH, dropout) if alignment else None
         self.leftovers = Leftovers(len(rarity), classes, dropout)
         self.directions = nn.Embedding(directions + 1, classes)
         nn.init.zeros_(self.directions.weight)
-        width = 4 * inputs + self.alignment.width + _OVERLAPS
+        width = 4 * inputs + _OVERLAPS + (self.alignment.width if self.alignment else 0)
         self.hidden = nn.Linear(width, 2 * WIDTH)
         self.deep = nn.Linear(2 * WIDTH, classes)
         self.direct = nn.Linear(width, classes)
@@ -138,10 +145,12 @@ class Matching(nn.Module):
 
     def forward(self, u: Tensor, v: Tensor, a: Side, b: Side, same: Tensor, way: Tensor) -> Tensor:
         """Vectors (B, inputs) of texts, these texts beside each other, directions (B,): (B, classes)."""
-        aligned = self.dropout(self.alignment(a, b, same, self.rarity))
-        found = torch.cat([u, v, (u - v).abs(), u * v, aligned, self._overlaps(a, b)], 1)
-        deep: Tensor = self.deep(self.dropout(self.hidden(found).relu())) + self.direct(found)
-        scores: Tensor = deep + PACE * self.leftovers(a, b) + self.directions(way)
+        parts = [self.dropout(torch.cat([u, v, (u - v).abs(), u * v], 1)), self._overlaps(a, b)]
+        if self.alignment is not None:
+            parts.append(self.dropout(self.alignment(a, b, same, self.rarity)))
+        found = torch.cat(parts, 1)
+        deep = self.deep(self.dropout(self.hidden(found).relu())) + self.direct(found)
+        scores: Tensor = CAUTION * deep + PACE * self.leftovers(a, b) + self.directions(way)
         return scores
 
     def _overlaps(self, a: Side, b: Side) -> Tensor:

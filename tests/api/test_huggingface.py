@@ -43,6 +43,11 @@ def texts() -> str:
     return "\n".join(["text,label", *rows])
 
 
+def claims() -> str:
+    rows = [f"a {who} eats,a {who} {w}eats,{w}" for who in ("cat", "dog") for w in ("", "never ")]
+    return "\n".join(["text_a,text_b,label", *(f"{row}said" for row in rows * 6)])
+
+
 def fishes() -> str:
     draw = random.Random(0)
     lengths = [draw.uniform(10, 40) for _ in range(60)]
@@ -59,6 +64,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("rows")
         world.publish("pictures", image_example())
         world.publish("reviews", table_example("text-classification", texts()))
+        world.publish("claims", table_example("text-pair-classification", claims()))
         world.publish("fishes", table_example("tabular-regression", fishes()))
         for task in ("token-classification", "intent-and-slots"):
             world.publish(task, untrained(task))
@@ -142,6 +148,14 @@ def test_a_text_gets_its_intents_best_first(served: Served) -> None:
     text = "please play jazz"
     [expected] = natively(served, "intent-and-slots", [{"text": text}])
     assert pairs(hub(served, "intent-and-slots").text_classification(text)) == ranked(expected)
+def test_a_pair_of_texts_gets_its_labels_best_first(served: Served) -> None:
+    pair = {"text_a": "a cat eats", "text_b": "a cat never eats"}
+    [expected] = natively(served, "claims", [pair])
+    # Its type says text; it sends whatever JSON it is given.
+    found = hub(served, "claims").text_classification(pair)  # type: ignore[arg-type]
+    assert pairs(found) == ranked(expected)
+    with pytest.raises(HfHubHTTPError, match=r"inputs\.0"):
+        hub(served, "claims").text_classification("a cat eats")
 
 
 def test_an_image_gets_its_labels_however_it_is_sent(served: Served, tmp_path: Path) -> None:

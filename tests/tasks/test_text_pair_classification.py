@@ -34,10 +34,13 @@ def problems(folder: Path, content: str, **options: Any) -> list[Problem]:
 
 
 def learn(
-    data: Checked, base: Any = None, architecture: Any = BagOfEmbeddings()
+    data: Checked, base: Any = None, architecture: Any = None
 ) -> tuple[TextPairClassification, TextPairCodec]:
     task = TextPairClassification(
-        architecture=architecture, tokenizer=Words(min_count=1), max_length=16
+        architecture=architecture or BagOfEmbeddings(),
+        tokenizer=Words(min_count=1),
+        max_length=16,
+        alignment=True,
     )
     return task, task.learn_codec(data.splits["train"].lazy(), data.schema, base)
 
@@ -93,9 +96,7 @@ def test_a_column_of_texts_is_no_direction(tmp_path: Path) -> None:
 
 def test_the_report_says_which_first_texts_are_in_two_splits(tmp_path: Path) -> None:
     rows = ["p,h1,a,train", "p,h2,b,train", "q,h3,a,validation", "p,h4,b,test", "q,h3,a,test"]
-    data = check(
-        tmp_path, "\n".join(["text_a,text_b,label,part", *rows]), split={"by": "part"}
-    )
+    data = check(tmp_path, "\n".join(["text_a,text_b,label,part", *rows]), split={"by": "part"})
     assert data.report["overlap_of_text_a"] == {
         "train/validation": 0,
         "train/test": 1,
@@ -132,9 +133,7 @@ PAIRS = [
 @pytest.mark.parametrize("architecture", [BagOfEmbeddings(), TextCNN()])
 def test_any_texts_get_an_answer(tmp_path: Path, architecture: Any) -> None:
     task, codec = learn(check(tmp_path, PLAIN), architecture=architecture)
-    columns = codec.encode_inputs(
-        codec.read_inputs([{"text_a": a, "text_b": b} for a, b in PAIRS])
-    )
+    columns = codec.encode_inputs(codec.read_inputs([{"text_a": a, "text_b": b} for a, b in PAIRS]))
     learner = task.build(codec).eval()
     batch = columns.batch(torch.arange(len(PAIRS)))
     assert learner.predict(*batch.inputs).isfinite().all()
@@ -185,7 +184,7 @@ def test_tokens_are_shared_whatever_their_places_and_padding_never_is() -> None:
 
 def test_a_word_that_only_one_text_has_changes_the_scores_of_its_pair_alone() -> None:
     torch.manual_seed(0)
-    head = Matching(4, torch.ones(20), 0, 2, 0.0).eval()
+    head = Matching(4, torch.ones(20), 0, 2, 0.0, alignment=False).eval()
     torch.nn.init.normal_(head.leftovers.crossed.weight)
     assert head.leftovers.crossed.num_embeddings == BUCKETS
     a, lengths = torch.tensor([[5, 6], [5, 6]]), torch.tensor([2, 2])
