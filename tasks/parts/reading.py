@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import polars as pl
 from pydantic import Field
@@ -28,7 +28,7 @@ class TextTask(Task):
         AUTO, description="Tokens of a text that are read; the rest is cut. A base brings its own."
     )
 
-    of_base = ("architecture", "tokenizer", "max_length")
+    of_base: ClassVar[tuple[str, ...]] = ("architecture", "tokenizer", "max_length")
 
     @classmethod
     @abstractmethod
