@@ -59,6 +59,9 @@ CASES = [
         "stac", "disrpt_eng_sdrt_stac", "text-pair-classification", "accuracy", 0.497,
         {}, (None,), "relations.",
     ),
+    Case("multi30k", "multi30k_en_de", "text-to-text", "bleu", 7.6),
+    Case("dialogsum", "dialogsum_en", "text-to-text", "rougeL", 23.9),
+    Case("morphemes", "sigmorphon22_english_words", "morphological-segmentation", "f1", 0.643),
     Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),

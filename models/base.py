@@ -16,6 +16,8 @@ from models.parts.training import Training, Transfer
 
 PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
 """The token ids every text backbone may rely on; a vocabulary starts with these three."""
+State = tuple[Tensor, ...]
+"""What is known of each row while a target is written, (rows, ...) each."""
 
 
 @dataclass(frozen=True)
@@ -344,3 +346,40 @@ class TokenEncoder(TextEncoder):
     @abstractmethod
     def build(self, vocabulary: int, max_length: int) -> TokenBackbone:
         """Tokens (B, T) and lengths (B,) to vectors (B, width); `states` gives (B, T, width)."""
+
+
+class WritingBackbone(Backbone):
+    """Reads a source, and gives a state for each token of a target to come.
+
+    `embedding` is that of sources, of targets, and of what is answered (Press and Wolf, 2017).
+    """
+
+    embedding: nn.Embedding
+
+    @abstractmethod
+    def read(self, tokens: Tensor, lengths: Tensor) -> State:
+        """What writing looks back at, from a source (B, S) and its lengths (B,)."""
+
+    @abstractmethod
+    def write(self, written: Tensor, memory: State) -> tuple[Tensor, Tensor]:
+        """States (B, T, width) and attention (B, T, S), from each next token's predecessors (B, T)."""
+
+    @abstractmethod
+    def begin(self, memory: State) -> State:
+        """The state of targets of which nothing is written."""
+
+    @abstractmethod
+    def step(self, written: Tensor, memory: State, state: State) -> tuple[Tensor, Tensor, State]:
+        """What `write` gives for one token (B,) more, (B, width) and (B, S), and the next state."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+        """`read` and `write`."""
+        return self.write(written, self.read(tokens, lengths))
+
+
+class SequenceToSequence(Architecture):
+    """Learns to read one sequence of tokens and write another."""
+
+    @abstractmethod
+    def build(self, vocabulary: int) -> WritingBackbone:
+        """What reads sources and writes targets of tokens in [0, vocabulary)."""

@@ -147,6 +147,32 @@ def wishes(path: Path, examples: int) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def phrases(path: Path, examples: int) -> None:
+    """Phrases word by word in another language."""
+    draw = np.random.default_rng(SEED)
+    kinds = [
+        {"red": "rote", "small": "kleine", "old": "alte"},
+        {"cat": "Katze", "duck": "Ente", "cow": "Kuh"},
+    ]
+    rows = []
+    for _ in range(3 * examples):
+        words = [draw.choice(list(kind)) for kind in kinds]
+        answer = [kind[word] for kind, word in zip(kinds, words, strict=True)]
+        rows.append([f"the {' '.join(words)}", f"die {' '.join(answer)}"])
+    write_csv(path, ["source", "target"], rows)
+
+
+def inflections(path: Path, examples: int) -> None:
+    """Verbs with endings."""
+    draw = np.random.default_rng(SEED)
+    lines = []
+    for _ in range(3 * examples):
+        stem = draw.choice([*"lmnrst"]) + draw.choice([*"aou"]) + draw.choice([*"kp"])
+        ending = draw.choice(["ed", "ing", "er"])
+        lines.append(f"{stem}{ending}\t{stem} @@{ending}\t010")
+    path.write_text("\n".join(lines))
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -155,4 +181,6 @@ _TOYS = {
     "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
     "text-pair-classification": Toy("claims.csv", claims, 0.9),
     "image-classification": Toy("bars.zip", bars, 0.9),
+    "text-to-text": Toy("phrases.csv", phrases, 80),
+    "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
 }

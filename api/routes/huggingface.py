@@ -26,6 +26,7 @@ from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
 from tasks.tabular_regression import NumberPrediction
+from tasks.text_to_text import TextToTextPrediction
 
 
 class HuggingFaceIn(BaseModel):
@@ -38,7 +39,8 @@ class HuggingFaceIn(BaseModel):
         None, description="Instead of `inputs`: rows, as a list of values for each column."
     )
     parameters: dict[str, Any] | None = Field(
-        None, description="How to predict. Labels: `top_k`, to get only the best ones."
+        None,
+        description="How to predict. Labels: `top_k`, to get only the best ones. Or the task's own.",
     )
 
     @model_validator(mode="after")
@@ -128,12 +130,19 @@ def _tags(prediction: TagsPrediction, parameters: TokenParameters) -> list[dict[
     ]
 
 
+def _written(prediction: TextToTextPrediction, parameters: Parameterless) -> dict[str, str]:
+    # Nothing of the request says whether the client was asked to translate or to sum up.
+    names = ("translation_text", "summary_text", "generated_text")
+    return dict.fromkeys(names, prediction.target)
+
+
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
     LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
     NumberPrediction: Shape(Parameterless, _value, attrgetter("value")),
     TagsPrediction: Shape(TokenParameters, _tags, attrgetter("tags"), is_listed=False),
     IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
+    TextToTextPrediction: Shape(Parameterless, _written, attrgetter("target")),
 }
 
 
@@ -187,8 +196,8 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
 
     The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
-    `image_classification`, or `tabular_classification` for any table. A list of inputs gets a list of
-    answers. `error` of a problem document is what the client shows.
+    `translation` or `summarization` for text to text, `image_classification`, or `tabular_classification`
+    for any table. A list of inputs gets a list of answers. `error` of a problem document is what the client shows.
     """
     serving: Serving = request.app.state.serving
     model = await _ready(ref, principal.project_id, request)

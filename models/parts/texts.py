@@ -20,3 +20,8 @@ def token_embedding(vocabulary: int, width: int) -> nn.Embedding:
 def passes(examples: int) -> int:
     """Epochs that suit so many texts: soon after, networks with fresh embeddings know them by heart."""
     return max(4, min(30, round(100_000 / examples)))
+
+
+def writing_passes(examples: int) -> int:
+    """Epochs that suit so many pairs of texts, one of which is written: that takes longer to learn."""
+    return max(4, min(60, round(200_000 / examples)))

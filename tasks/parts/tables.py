@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -49,17 +50,22 @@ T = TypeVar("T")
 csv.field_size_limit(MAX_CELL)
 
 
-def read_table(upload: Upload, asked: str | None = None) -> pl.DataFrame:
+def read_table(upload: Upload, asked: str | None = None, *, lists: bool = False) -> pl.DataFrame:
     """The rows of a file, and a column `LINE` that says where each began.
 
     Cells of CSV and TSV are strings as they stand there; JSONL and Parquet keep their types, with
-    strings where a column mixes them. Raises Invalid, naming each faulty line.
+    strings where a column mixes them; with `lists`, cells of these may be lists of texts. Raises Invalid,
+    naming each faulty line.
     """
     if asked is not None and asked not in TABLE_FORMATS:
         raise Invalid(Problem(("format",), "no such format", asked, sorted(TABLE_FORMATS)))
     if upload.path.stat().st_size == 0:
         raise Invalid(Problem((), "the file is empty", upload.name, sorted(TABLE_FORMATS)))
-    table = _READERS[asked or table_format(upload)](upload.path)
+    format = asked or table_format(upload)
+    read = (
+        partial(_LISTING[format], lists=True) if lists and format in _LISTING else _READERS[format]
+    )
+    table = read(upload.path)
     if table.height == 0:
         raise Invalid(Problem((), "the file has no rows", upload.name, "a header and rows"))
     return table
@@ -241,23 +247,23 @@ def _chunk(rows: list[tuple[int, list[str]]], names: list[str]) -> pl.DataFrame:
 # JSONL
 
 
-def _read_jsonl(path: Path) -> pl.DataFrame:
+def _read_jsonl(path: Path, lists: bool = False) -> pl.DataFrame:
     faults = Faults()
     objects = (
         (number, found)
         for number, line in enumerate(text_lines(path), start=1)
-        if line.strip() and (found := _object(line, number, faults)) is not None
+        if line.strip() and (found := _object(line, number, faults, lists)) is not None
     )
     frames = [_frame(some, faults) for some in batches(objects)]
     faults.check()
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
-def _object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
+def _object(line: str, number: int, faults: Faults, lists: bool) -> dict[str, Any] | None:
     found = parse_object(line, number, faults)
     if found is None:
         return None
-    sound = [_check_cell(name, cell, number, faults) for name, cell in found.items()]
+    sound = [_check_cell(name, cell, number, faults, lists=lists) for name, cell in found.items()]
     return found if all(sound) else None
 
 
@@ -278,8 +284,10 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number of JSON")
 
 
-def _check_cell(name: str, cell: Any, number: int, faults: Faults) -> bool:
+def _check_cell(name: str, cell: Any, number: int, faults: Faults, *, lists: bool) -> bool:
     msg = None
+    if lists and isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
+        return all(_check_cell(name, one, number, faults, lists=False) for one in cell)
     if not name or is_unstorable(name):
         msg = "not a name for a column"
     elif isinstance(cell, dict | list):
@@ -315,6 +323,9 @@ def _frame(objects: list[tuple[int, dict[str, Any]]], faults: Faults) -> pl.Data
 
 def _series(name: str, cells: list[Any]) -> pl.Series:
     kinds = {type(cell) for cell in cells} - {type(None)}
+    if list in kinds:
+        texts = [[c] if isinstance(c, str) else c if isinstance(c, list) else None for c in cells]
+        return pl.Series(name, texts, pl.List(pl.String))
     if len(kinds) <= 1 or kinds == {int, float}:
         return pl.Series(name, cells, strict=False)
     return pl.Series(
@@ -329,10 +340,10 @@ def _short(value: Any) -> str:
 # Parquet
 
 
-def _read_parquet(path: Path) -> pl.DataFrame:
+def _read_parquet(path: Path, lists: bool = False) -> pl.DataFrame:
     try:
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        _check_parquet(scan)
+        _check_parquet(scan, lists)
         table = scan.with_columns(_PLAIN).collect()
     except (PolarsError, PanicException, OSError) as error:
         raise Invalid(Problem((), "not a sound Parquet file", str(error)[:200])) from None
@@ -350,13 +361,17 @@ _ALLOWED = (
 )
 
 
-def _check_parquet(scan: pl.LazyFrame) -> None:
+def _check_parquet(scan: pl.LazyFrame, lists: bool) -> None:
     """Refuses what would not fit into memory before it is there."""
     faults = Faults()
     schema = scan.collect_schema()
     check_names(schema.names(), faults)
     for name, kind in schema.items():
-        if not (kind.is_numeric() or isinstance(kind, _ALLOWED)):
+        if not (
+            kind.is_numeric()
+            or isinstance(kind, _ALLOWED)
+            or (lists and kind == pl.List(pl.String))
+        ):
             faults.add((name,), "a kind of column that cannot be used", str(kind), "plain values")
     rows = int(scan.select(pl.len()).collect().item())
     if rows * len(schema) > MAX_CELLS:
@@ -384,6 +399,7 @@ _READERS: Mapping[str, Callable[[Path], pl.DataFrame]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
 }
+_LISTING = {"jsonl": _read_jsonl, "parquet": _read_parquet}
 
 
 # Which column of the file is which of the task's

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ _SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]]*(?=\s|$)\n*)|(?:[。！�
 _CHARACTERS_PER_TOKEN = 100
 _BATCH = 2_000
 _LONGEST_WORD, _TOKENS_PER_WORD = 200, 16
+_FORMS = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "nfd": normalizers.NFD}
 
 
 class Tokenizer(Option):
@@ -35,8 +37,10 @@ class Tokenizer(Option):
 
     size: int = Field(8_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
     lowercase: bool = Field(True, description="Make no difference between upper and lower case.")
-    normalization: Literal["nfc", "nfkc"] = Field(
-        "nfc", description="Unicode normal form; `nfkc` also merges full-width and styled letters."
+    normalization: Literal["nfc", "nfkc", "nfd"] = Field(
+        "nfc",
+        description="Unicode normal form; `nfkc` also merges full-width and styled letters, `nfd` takes "
+        "syllables of Korean apart and accents off their letters.",
     )
 
     @abstractmethod
@@ -52,7 +56,7 @@ class Tokenizer(Option):
         tokenizer = self.empty()
         tokenizer.normalizer = normalizers.Sequence(
             [
-                normalizers.NFC() if self.normalization == "nfc" else normalizers.NFKC(),
+                _FORMS[self.normalization](),
                 *([normalizers.Lowercase()] if self.lowercase else []),
                 normalizers.Replace(Regex(r"\s+"), " "),
                 normalizers.Strip(),
@@ -189,6 +193,18 @@ class Vocabulary(Plain):
             encodings = self._rust.encode_batch_fast(some, add_special_tokens=False)
             found += [encoding.ids[:_TOKENS_PER_WORD] or [UNKNOWN] for encoding in encodings]
         return ragged(found)
+
+    def plain_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The token ids of each text, however many, without any mark: what can be written again as `text`."""
+        rest = iter(texts)
+        while some := list(islice(rest, _BATCH)):
+            unmarked = [text.replace(_MARK, " ") for text in some]
+            for encoding in self._rust.encode_batch_fast(unmarked, add_special_tokens=False):
+                yield encoding.ids
+
+    def text(self, ids: list[int]) -> str:
+        """The text that token ids stand for, in Unicode's composed form."""
+        return normalize("NFC", self._rust.decode(ids, skip_special_tokens=False))
 
     def _mark(self, text: str) -> str:
         """A text with its sentence ends marked; what cannot matter is cut off first."""

@@ -148,6 +148,8 @@ def test_a_text_gets_its_intents_best_first(served: Served) -> None:
     text = "please play jazz"
     [expected] = natively(served, "intent-and-slots", [{"text": text}])
     assert pairs(hub(served, "intent-and-slots").text_classification(text)) == ranked(expected)
+
+
 def test_a_pair_of_texts_gets_its_labels_best_first(served: Served) -> None:
     pair = {"text_a": "a cat eats", "text_b": "a cat never eats"}
     [expected] = natively(served, "claims", [pair])
