@@ -45,7 +45,7 @@ def decode(step: Step, memory: State, state: State, how: Tensor) -> Tensor:
     """
     choice = Choice(*how.unbind(1))
     beams = torch.where(choice.temperature > 0, 1, choice.beams).long()
-    found = how.new_zeros(len(how), 1 + int(choice.most.max()))
+    found = torch.zeros(len(how), 1 + int(choice.most.max()), device=how.device)
     for count in beams.unique().tolist():
         rows = (beams == count).nonzero().squeeze(1)
         written = _search(step, _at(memory, rows), _at(state, rows), choice.at(rows), count)
@@ -57,7 +57,7 @@ def _search(step: Step, memory: State, state: State, how: Choice, beams: int) ->
     """`decode` for rows of equally many beams; rows whose best beam has ended leave the search."""
     rows = torch.arange(len(how.most), device=how.most.device)
     steps = int(how.most.max())
-    found = how.most.new_zeros(len(rows), 1 + steps)
+    found = torch.zeros(len(rows), 1 + steps, device=rows.device)
     draws = _draws(how, steps)
     wide = rows.repeat_interleave(beams)
     memory, state = _at(memory, wide), _at(state, wide)
@@ -91,7 +91,7 @@ def _search(step: Step, memory: State, state: State, how: Choice, beams: int) ->
         done = ended[:, 0]
         if done.any():
             written = history[done, 0].masked_fill(history[done, 0] == SENTENCE_END, PADDING)
-            found[rows[done], 0] = (sums[done, 0] / lengths[done, 0]).exp().to(found.dtype)
+            found[rows[done], 0] = (sums[done, 0] / lengths[done, 0]).exp()
             found[rows[done], 1 : place + 2] = written.to(found.dtype)
             if done.all():
                 break

@@ -46,6 +46,11 @@ def texts() -> str:
 def claims() -> str:
     rows = [f"a {who} eats,a {who} {w}eats,{w}" for who in ("cat", "dog") for w in ("", "never ")]
     return "\n".join(["text_a,text_b,label", *(f"{row}said" for row in rows * 6)])
+def phrases() -> str:
+    words = {"cat": "Katze", "dog": "Hund", "cow": "Kuh"}
+    return "\n".join(
+        ["source,target", *(f"a {e} {n},{d} {n}" for e, d in words.items() for n in "12345")]
+    )
 
 
 def fishes() -> str:
@@ -68,6 +73,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("fishes", table_example("tabular-regression", fishes()))
         for task in ("token-classification", "intent-and-slots"):
             world.publish(task, untrained(task))
+        world.publish("german", table_example("text-to-text", phrases()))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -184,6 +190,20 @@ def test_a_table_gets_a_number_for_each_row(served: Served) -> None:
     expected = [found["value"] for found in natively(served, "fishes", rows)]
     # Its own method for this, `tabular_regression`, refuses every URL without asking it.
     assert hub(served, "fishes").tabular_classification(table) == expected
+
+
+def test_a_text_is_translated_and_summed_up(served: Served) -> None:
+    text = "a cat 1"
+    [expected] = natively(served, "german", [{"source": text}])
+    assert hub(served, "german").translation(text).translation_text == expected["target"]
+    assert hub(served, "german").summarization(text).summary_text == expected["target"]
+    answer = served.post(
+        "/hf/models/german", json={"inputs": text, "parameters": {"max_new_tokens": 1}}
+    )
+    short = natively(served, "german", [{"source": text, "max_new_tokens": 1}])
+    assert answer.json()[0]["generated_text"] == short[0]["target"]
+    with pytest.raises(HfHubHTTPError, match="src_lang"):
+        hub(served, "german").translation(text, src_lang="en", tgt_lang="de")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # for the client's own ways

@@ -12,6 +12,7 @@ from models.base import (
     Batch,
     ImageBackbone,
     Learner,
+    SequenceToSequence,
     Supervised,
     TableLearner,
     Target,
@@ -20,8 +21,14 @@ from models.base import (
 from models.parts.optimizers import AdamW
 from models.parts.schedules import Constant
 from models.parts.training import Training, Transfer
+from models.parts.writing import Writer
 
-FAMILIES: tuple[type[Architecture], ...] = (TableLearner, ImageBackbone, TextEncoder)
+FAMILIES: tuple[type[Architecture], ...] = (
+    TableLearner,
+    ImageBackbone,
+    TextEncoder,
+    SequenceToSequence,
+)
 CARDINALITIES = [3, 5]
 VOCABULARY, MAX_LENGTH = 20, 32
 IMAGE = (3, 12, 10)
@@ -46,6 +53,8 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
     if isinstance(architecture, ImageBackbone):
         images = architecture.build(IMAGE[0], IMAGE[1:])
         return Supervised(images, pooled_head(images, classes), criterion)
+    if isinstance(architecture, SequenceToSequence):
+        return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
     assert isinstance(architecture, TextEncoder)
     texts = architecture.build(VOCABULARY, MAX_LENGTH)
     return Supervised(texts, nn.Linear(texts.width, classes), criterion)
@@ -58,7 +67,12 @@ def pooled_head(backbone: Backbone, classes: int) -> nn.Module:
 def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batch:
     """Inputs of the architecture's family, and classes that follow from them by a simple rule."""
     random = torch.Generator().manual_seed(seed)
-    makers = {TableLearner: rows, ImageBackbone: images, TextEncoder: texts}
+    makers = {
+        TableLearner: rows,
+        ImageBackbone: images,
+        TextEncoder: texts,
+        SequenceToSequence: pairs,
+    }
     return makers[family(architecture)](count, random)
 
 
@@ -92,6 +106,20 @@ def texts(count: int, random: torch.Generator) -> Batch:
     tokens[torch.arange(count), places] = 3 + classes
     tokens[torch.arange(12) >= lengths[:, None]] = 0
     return Batch((tokens, lengths), (classes,))
+
+
+GREEDILY = (1, 8, 1, 0, 0, 0, 1, 0)
+"""How a target is written, as `Choice` has it."""
+
+
+def pairs(count: int, random: torch.Generator) -> Batch:
+    """The target is the source's tokens, each one further on in the vocabulary, and the end."""
+    lengths = torch.randint(1, 6, (count,), generator=random)
+    tokens = torch.randint(5, VOCABULARY - 1, (count, 6), generator=random)
+    there = torch.arange(6) < lengths[:, None]
+    targets = torch.where(there, tokens + 1, 0).scatter(1, lengths[:, None], SENTENCE_END)
+    how = torch.tensor(GREEDILY, dtype=torch.float64).repeat(count, 1)
+    return Batch((torch.where(there, tokens, 0), lengths, how), (targets, lengths + 1))
 
 
 def plan(architecture: Architecture, count: int = 64, seed: int = 0) -> Training:
