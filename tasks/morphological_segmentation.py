@@ -306,10 +306,9 @@ def _read_columns(upload: Upload, options: DatasetOptions) -> pl.DataFrame:
     if problems:
         raise Invalid(*problems)
     cells = frame[names["morphemes"]]
-    if cells.dtype == pl.List(pl.String):
-        parts = cells.to_list()
-    else:
-        parts = [None if t is None else _parts(t) for t in cells.cast(pl.String).to_list()]
+    if cells.dtype != pl.List(pl.String):
+        cells = cells.cast(pl.String)
+    parts = [_all_parts(cell) for cell in cells.to_list()]
     category = frame[names["category"]] if names["category"] in frame.columns else None
     return frame.with_columns(
         frame[names["word"]].cast(pl.String).alias("word"),
@@ -322,6 +321,11 @@ def _read_columns(upload: Upload, options: DatasetOptions) -> pl.DataFrame:
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in _JOINT.split(text.strip())]
+
+
+def _all_parts(cell: str | list[str] | None) -> list[str]:
+    texts = [cell] if isinstance(cell, str) else cell or []
+    return [part for text in texts for part in _parts(text)]
 
 
 def _checked(examples: pl.DataFrame) -> pl.DataFrame:

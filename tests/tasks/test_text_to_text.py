@@ -59,8 +59,8 @@ def test_columns_are_found_by_mapping_usual_names_or_being_two(
 def test_columns_that_are_not_found_are_named(tmp_path: Path) -> None:
     found = problems(tmp_path, "a,b,c\n1,2,3\n")
     assert [p.loc for p in found] == [
-        ("options", "column_mapping", "source"),
-        ("options", "column_mapping", "target"),
+        ("file", "options", "column_mapping", "source"),
+        ("file", "options", "column_mapping", "target"),
     ]
 
 
