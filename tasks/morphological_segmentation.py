@@ -18,7 +18,7 @@ from tasks.parts.splits import LINE, line_of
 from tasks.parts.tables import SHOWN, Faults, batches, check_mapping, read_table, text_lines
 from tasks.parts.texts import check_text, measure
 from tasks.parts.vocabulary import Characters, Tokenizer
-from tasks.parts.writing import WritingCodec, WritingTask
+from tasks.parts.writing import MAX_BEAMS, WritingCodec, WritingTask
 
 MARK = "@@"
 MAX_WORD = 1_000
@@ -98,6 +98,9 @@ class MorphologicalSegmentation(WritingTask):
     """Take words apart into morphemes, as they stand there or in dictionary form, with tags if the data has them."""
 
     name: Literal["morphological-segmentation"] = "morphological-segmentation"
+    num_beams: int = Field(
+        1, ge=1, le=MAX_BEAMS, description="How many answers are followed at once (beam search)."
+    )
 
     input_type: ClassVar[type[BaseModel]] = WordInput
     prediction_type: ClassVar[type[BaseModel]] = Morphemes

@@ -24,4 +24,4 @@ def passes(examples: int) -> int:
 
 def writing_passes(examples: int) -> int:
     """Epochs that suit so many pairs of texts, one of which is written: that takes longer to learn."""
-    return max(8, min(60, round(130_000 / examples)))
+    return max(7, min(60, round(110_000 / examples)))

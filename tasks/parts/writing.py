@@ -140,7 +140,7 @@ class WritingTask(TextTask):
         0.1, ge=0, lt=1, description="Share of each target token spread over the vocabulary."
     )
     num_beams: int = Field(
-        1,
+        4,
         ge=1,
         le=MAX_BEAMS,
         description="Beams where a request asks for no number, and of every answer that is judged, in each epoch too.",
