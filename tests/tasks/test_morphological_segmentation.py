@@ -15,6 +15,7 @@ from tasks.morphological_segmentation import (
     SegmentationCodec,
 )
 from tasks.parts.problems import Invalid, Problem
+from tasks.text_to_text import TextToText
 from tasks.trained import Trained
 
 BARE = "unhappy\tun @@happy\t010\nwalks\twalk @@s\t100\ncats\tcat @@s\t100\n"
@@ -147,3 +148,17 @@ def test_inputs_encode_as_their_frame_does(tmp_path: Path) -> None:
     for one, other in zip(mine.inputs, its.inputs, strict=True):
         for name, tensor in one.tensors().items():
             assert torch.equal(tensor, other.tensors()[name])
+
+
+def test_a_model_of_another_task_is_a_base(tmp_path: Path) -> None:
+    data = check(tmp_path, BARE * 3)
+    base = codec(data)
+    frame = pl.DataFrame({"source": ["cats", "walks"], "targets": [["s"], ["unhappy"]]})
+    _, schema, _ = TextToText.describe({"train": frame}, DatasetOptions())
+    taken = MorphologicalSegmentation().resolve(Facts(data.schema, {"train": 6}))
+    task = TextToText().on_base(taken).resolve(Facts(schema, {"train": 2}))
+    words = task.learn_codec(frame.lazy(), schema, base)
+    learner, before = task.build(words), taken.build(base)
+    learner.take_over(before, head=task.same_outputs(words, base))
+    for name, weight in before.state_dict().items():
+        assert torch.equal(learner.state_dict()[name], weight)
