@@ -265,6 +265,10 @@ class Task(Option):
             return self
         return self.model_copy(update={"architecture": self.choose_architecture(facts)})
 
+    def defaults(self, facts: Facts) -> dict[str, Any]:
+        """Values for the "auto" fields of `Training` that suit this task; they go before its architecture's."""
+        return {}
+
     # From examples to a learner, and to what its predictions are worth
 
     @abstractmethod

@@ -109,6 +109,7 @@ def _resolve(training: Training, task: Task, facts: Facts) -> Training:
         "optimizer": AdamW(),
         "schedule": Cosine(warmup=0.05),
         **task.architecture.defaults(facts.examples),
+        **task.defaults(facts),
     }
     if not task.architecture.spreads:  # it follows no gradient
         asked = AUTO if training.batch_size == LARGEST else training.batch_size

@@ -64,10 +64,11 @@ def measure(texts: pl.Series) -> dict[str, Any]:
         "characters": texts.str.len_chars(),
         "words": texts.str.count_matches(r"\w+|[^\w\s]"),
     }
-    return {name: _spread(count.to_numpy()) for name, count in counts.items()}
+    return {name: spread(count.to_numpy()) for name, count in counts.items()}
 
 
-def _spread(counts: Any) -> dict[str, int]:
+def spread(counts: Any) -> dict[str, int]:
+    """Counts as their median, 98th percentile and most."""
     found = np.percentile(counts, [50, 98, 100])
     return {name: int(np.ceil(value)) for name, value in zip(LENGTHS, found, strict=True)}
 
