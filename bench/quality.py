@@ -66,6 +66,7 @@ CASES = [
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
     ),
+    Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
 ]  # fmt: skip
 
 

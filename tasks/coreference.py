@@ -232,7 +232,10 @@ class Coreference(TextTask):
         AUTO, description="Width of what mentions are compared by. A base brings its own."
     )
     dropout: float = Field(
-        0.3, ge=0, lt=1, description="Share of what mentions are compared by that is dropped in training."
+        0.3,
+        ge=0,
+        lt=1,
+        description="Share of what mentions are compared by that is dropped in training.",
     )
 
     of_base = (*TextTask.of_base, "widest", "width")
@@ -263,7 +266,9 @@ class Coreference(TextTask):
         train = report["train"]
         if not train["links"]:
             allowed = "clusters of two or more mentions"
-            raise Invalid(Problem(("train", "clusters"), "nothing is mentioned twice", None, allowed))
+            raise Invalid(
+                Problem(("train", "clusters"), "nothing is mentioned twice", None, allowed)
+            )
         schema = {"singletons": train["singletons"] > 0, "mention_words": train["mention_words"]}
         return frames, schema, {"documents": report}
 
@@ -347,9 +352,7 @@ def _hashable(clusters: Sequence[Sequence[Sequence[int]]]) -> list[list[tuple[in
     return [[tuple(mention) for mention in cluster] for cluster in clusters]
 
 
-def _confusion(
-    predictions: Sequence[ClustersPrediction], examples: pl.DataFrame
-) -> dict[str, Any]:
+def _confusion(predictions: Sequence[ClustersPrediction], examples: pl.DataFrame) -> dict[str, Any]:
     """True mentions (rows) as what they were predicted (columns): new, mentioned again, or no mention."""
     counts = Counter[tuple[int, int]]()
     for prediction, true in zip(predictions, examples["clusters"].to_list(), strict=True):
@@ -386,7 +389,7 @@ def _measure(frame: pl.DataFrame) -> dict[str, Any]:
 
 def _crossing(clusters: Sequence[Sequence[Sequence[int]]]) -> int:
     """How many mentions begin within another one and end behind it."""
-    spans = sorted(m for cluster in clusters for m in cluster)
+    spans = sorted(list(m) for cluster in clusters for m in cluster)
     crossing, opened = 0, list[list[int]]()
     for sentence, first, behind in spans:
         opened = [span for span in opened if span[0] == sentence and span[2] > first]

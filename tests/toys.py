@@ -171,6 +171,16 @@ def inflections(path: Path, examples: int) -> None:
         ending = draw.choice(["ed", "ing", "er"])
         lines.append(f"{stem}{ending}\t{stem} @@{ending}\t010")
     path.write_text("\n".join(lines))
+def meetings(path: Path, examples: int) -> None:
+    """Short stories of two people who are named again, and of a thing that is not."""
+    draw = np.random.default_rng(SEED)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(examples):
+            one, other = draw.choice(["Ann", "Tom", "Mia", "Leo", "지우"], 2, replace=False)
+            thing = draw.choice(["boat", "lamp", "horse"])
+            sentences = [[one, "met", other, "."], [other, "sang", "."], [one, "saw", "a", thing]]
+            clusters = [[[0, 0, 1], [2, 0, 1]], [[0, 2, 3], [1, 0, 1]], [[2, 2, 4]]]
+            file.write(json.dumps({"sentences": sentences, "clusters": clusters}) + "\n")
 
 
 _TOYS = {
@@ -183,4 +193,5 @@ _TOYS = {
     "image-classification": Toy("bars.zip", bars, 0.9),
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
+    "coreference": Toy("meetings.jsonl", meetings, 0.9),
 }

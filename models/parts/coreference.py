@@ -152,7 +152,9 @@ class Linker(nn.Module):
         none = weights.new_zeros(*first.shape, len(kinds))
         shares = none.scatter_add(2, number, weights * known)
         holds = none.scatter_add(2, number, known.to(weights.dtype)).clamp(max=1)
-        return Mentions(vectors, shares, holds, _strings(tokens * within, (known == within).all(-1)))
+        return Mentions(
+            vectors, shares, holds, _strings(tokens * within, (known == within).all(-1))
+        )
 
 
 def _strings(tokens: Tensor, known: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ class MentionRanker(Supervised):
         return whole.index_put((row, column), states[number, place])
 
     def _spans(self, states: Tensor, words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the spans of one word and more from each word on (B, N, widest), and whether there is such a one."""
+        """Logits of the spans of one word and more from each word on (B, N, widest), and which there are."""
         places = torch.arange(words.shape[1], device=words.device)[:, None]
         ends = places + torch.arange(self.widest, device=words.device)
         sentence, near = words[..., 2], ends.clamp(max=words.shape[1] - 1)
@@ -293,9 +295,7 @@ def _likeliest(scores: Tensor, possible: Tensor, counts: Tensor) -> tuple[Spans,
     return Spans(first, first + index % scores.shape[2], real), top
 
 
-def _either(
-    are_given: Tensor, given: Spans, found: Spans, likely: Tensor
-) -> tuple[Spans, Tensor]:
+def _either(are_given: Tensor, given: Spans, found: Spans, likely: Tensor) -> tuple[Spans, Tensor]:
     """The given mentions where there are such (B, 1), which are certain, and the found ones elsewhere."""
     count = max(given.first.shape[1], found.first.shape[1])
 

@@ -54,7 +54,7 @@ def read_documents(
     faults.check()
     if not rows:
         raise Invalid(Problem((), "the file has no documents", upload.name, DOCUMENT_FORMATS))
-    schema = {**_SCHEMA, **dict.fromkeys(kept, pl.String), LINE: pl.Int64}
+    schema: dict[str, Any] = {**_SCHEMA, **dict.fromkeys(kept, pl.String), LINE: pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -201,11 +201,11 @@ def _row(
     if text not in found:
         faults.add(at, "there are neither sentences nor tokens", sorted(found)[:20], ROLES[:2])
         return None
-    problems = check_sentences([found[text]] if flat else found[text], text)
-    if not problems:
-        sentences = [found[text]] if flat else found[text]
-        clusters = found.get(named["clusters"])
-        problems = _check_clusters(clusters, sentences, named["clusters"], flat=flat)
+    sentences = [found[text]] if flat else found[text]
+    clusters: Any = found.get(named["clusters"])
+    problems = check_sentences(sentences, text) or _check_clusters(
+        clusters, sentences, named["clusters"], flat=flat
+    )
     for problem in problems:
         faults.add((*at, *problem.loc), problem.msg, problem.found, problem.allowed)
     if problems:
