@@ -125,15 +125,15 @@ class CoreferenceCodec(Codec):
         home: list[int] = []
         clusters: list[list[Mention]] = []
         scores: list[list[float]] = []
-        for sentence, first, behind, likely, antecedent, sure in rows:
+        for sentence, first, behind, likely, opener, sure in rows:
             if sentence < 0:
                 break
-            if antecedent < 0:
+            if opener < 0:
                 home.append(len(clusters))
                 clusters.append([])
                 scores.append([])
             else:
-                home.append(home[int(antecedent)])
+                home.append(home[int(opener)])
             clusters[home[-1]].append((int(sentence), int(first), int(behind)))
             scores[home[-1]].append(likely * sure)
         kept = [place for place, c in enumerate(clusters) if self.singletons or len(c) > 1]
@@ -226,13 +226,13 @@ class Coreference(TextTask):
         AUTO, description="Words of the longest mentions that are found. A base brings its own."
     )
     window: int = Field(
-        100, ge=1, le=1_000, description="How many mentions back an antecedent may be."
+        60, ge=1, le=1_000, description="How many mentions back an antecedent may be."
     )
     width: Auto[Annotated[int, Field(ge=1, le=1_024)]] = Field(
         AUTO, description="Width of what mentions are compared by. A base brings its own."
     )
     dropout: float = Field(
-        0.3,
+        0.2,
         ge=0,
         lt=1,
         description="Share of what mentions are compared by that is dropped in training.",
@@ -278,7 +278,7 @@ class Coreference(TextTask):
         return [" ".join(sentence) for document in documents for sentence in document]
 
     def choose_architecture(self, facts: Facts) -> Architecture:
-        return LSTM()
+        return LSTM(dropout=0.3)
 
     def choose_tokenizer(self, facts: Facts) -> Tokenizer:
         return BytePairs()
@@ -299,8 +299,8 @@ class Coreference(TextTask):
         )
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
-        # A document is many mentions.
-        return {"batch_size": 2}
+        # A document is many mentions, each of which is learned from. Ten passes over 60 documents are enough.
+        return {"batch_size": 1, "epochs": max(5, min(30, round(600 / facts.examples)))}
 
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None

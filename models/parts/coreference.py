@@ -12,7 +12,7 @@ from models.parts.precision import autocast
 
 FIELDS = 6
 """What is told of each mention: sentence, first word in it, the word behind the last, how likely this is a mention,
-the place of its antecedent among the mentions (-1: there is none), and how likely it is that one."""
+the place of the first mention of its cluster (-1: it is that), and how likely it belongs there."""
 SEEN = 32
 """Tokens of a mention that are looked at; of a longer one, the last one beside them."""
 KEPT = 0.4
@@ -213,7 +213,7 @@ class MentionRanker(Supervised):
             states = self.states(tokens, lengths)
             scores, possible = self._spans(states, words, counts)
             links = self._link(states, tokens, words, spans)
-        finding = _finding_loss(scores.float(), possible, spans) / counts
+        finding = _finding_loss(scores.float(), possible, spans) / (KEPT * counts)
         linking = _linking_loss(links, true[..., 2], spans.real) / marks.clamp(min=1)
         return (finding + linking).mean()
 
@@ -263,9 +263,8 @@ class MentionRanker(Supervised):
         if are_given.any():
             asked = Spans(given[..., 0], given[..., 1], inside(given, givens))
             spans, likely = _either(are_given[:, None] > 0, asked, spans, likely)
-        links = self._link(states, tokens, words, spans).softmax(-1)
-        sure, best = links.max(-1)
-        place = torch.arange(best.shape[1], device=best.device)
+        home, sure = _join(self._link(states, tokens, words, spans).softmax(-1))
+        place = torch.arange(home.shape[1], device=home.device)
         start, end = _at(words, spans.first), _at(words, spans.last)
         told = torch.stack(
             [
@@ -273,12 +272,31 @@ class MentionRanker(Supervised):
                 start[..., 3],
                 end[..., 3] + 1,
                 likely,
-                torch.where(best > 0, place - best, -1),
+                torch.where(home < place, home, -1),
                 sure,
             ],
             -1,
         )
         return torch.where(spans.real[..., None], told.float(), -1.0)
+
+
+def _join(links: Tensor) -> tuple[Tensor, Tensor]:
+    """The first mention of each one's cluster, itself if it begins one, and how likely it is of that: (B, M) both.
+
+    As in the loss, a cluster is as likely as all of its mentions together. `links` (B, M, 1 + W) are probabilities.
+    """
+    batch, count, width = links.shape
+    home = torch.arange(count, device=links.device).repeat(batch, 1)
+    sure = links[..., 0].clone()
+    for place in range(1, count):
+        before = torch.arange(place - 1, max(-1, place - width), -1, device=links.device)
+        likely = torch.zeros_like(links[:, 0, :1]).expand(-1, place).contiguous()
+        likely.scatter_add_(1, home[:, before], links[:, place, 1 : 1 + len(before)])
+        most, best = likely.max(1)
+        joins = most > sure[:, place]
+        home[:, place] = torch.where(joins, best, place)
+        sure[:, place] = torch.where(joins, most, sure[:, place])
+    return home, sure
 
 
 def _likeliest(scores: Tensor, possible: Tensor, counts: Tensor) -> tuple[Spans, Tensor]:
