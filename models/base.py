@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from models.parts.training import Training, Transfer
 PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
 """The token ids every text backbone may rely on; a vocabulary starts with these three."""
 State = tuple[Tensor, ...]
-"""What is known of each row while a target is written, (rows, ...) each."""
+"""What a network knows of each text, of what it has read or written so far: tensors of length B."""
 
 
 @dataclass(frozen=True)
@@ -383,3 +383,28 @@ class SequenceToSequence(Architecture):
     @abstractmethod
     def build(self, vocabulary: int) -> WritingBackbone:
         """What reads sources and writes targets of tokens in [0, vocabulary)."""
+
+
+class CausalBackbone(TokenBackbone):
+    """A text backbone that, built one way, can read on from where it stopped."""
+
+    @abstractmethod
+    def read_on(
+        self, tokens: Tensor, lengths: Tensor, memory: State | None = None
+    ) -> tuple[Tensor, State]:
+        """The next tokens (B, T) of texts, `lengths` (B,) of them, to states (B, T, width), and what to go on with.
+
+        Without a memory these are the first ones. The memory given is used up.
+        """
+
+
+class CausalEncoder(TokenEncoder):
+    """Learns vectors of tokens, and if asked to, from nothing but what stands before them."""
+
+    @abstractmethod
+    def one_way(self) -> Self:
+        """The same architecture, reading forwards only, and with no weights besides those of states."""
+
+    @abstractmethod
+    def build(self, vocabulary: int, max_length: int) -> CausalBackbone:
+        """As of any `TokenEncoder`; `read_on` is for what is built `one_way`."""

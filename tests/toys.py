@@ -171,6 +171,8 @@ def inflections(path: Path, examples: int) -> None:
         ending = draw.choice(["ed", "ing", "er"])
         lines.append(f"{stem}{ending}\t{stem} @@{ending}\t010")
     path.write_text("\n".join(lines))
+
+
 def meetings(path: Path, examples: int) -> None:
     """Short stories of two people who are named again, and of a thing that is not."""
     draw = np.random.default_rng(SEED)

@@ -1,13 +1,14 @@
 """Recurrent networks over texts: what LSTM, GRU and plain RNN share."""
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.base import TokenBackbone, TokenEncoder
+from models.base import CausalBackbone, CausalEncoder, State
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, pooling
 from models.parts.texts import passes, token_embedding
@@ -45,6 +46,24 @@ def read(cells: nn.RNNBase, x: Tensor) -> Tensor:
     return states
 
 
+def read_on(
+    cells: nn.RNNBase, x: Tensor, lengths: Tensor, before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sequences (B, T, D), of these `lengths` (B,), to states (B, T, width), and what cells hold at last.
+
+    That is (B, n, width); `before` is what they held at first, if they have read anything.
+    """
+    has_gates = isinstance(cells, nn.LSTM)  # whose cells hold two vectors, other ones their state
+    given = None if before is None else [p[None].contiguous() for p in before.unbind(1)]
+    with torch.autocast(x.device.type, enabled=False):  # see `read`
+        packed = pack_padded_sequence(
+            x.float(), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, after = cells(packed, given and (tuple(given) if has_gates else given[0]))
+    padded, _ = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])
+    return padded, torch.cat(after if has_gates else (after,)).transpose(0, 1)
+
+
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     """Each sequence of (B, T, D) back to front; padding stays behind it."""
     steps = x.shape[1]
@@ -66,7 +85,7 @@ class LastState(nn.Module):
         return torch.cat([ends, states[:, 0, self.forwards :]], -1)
 
 
-class RecurrentBackbone(TokenBackbone):
+class RecurrentBackbone(CausalBackbone):
     """Embeddings, recurrent layers, and a pooling of their states."""
 
     def __init__(
@@ -94,12 +113,24 @@ class RecurrentBackbone(TokenBackbone):
             states = self.dropout(layer(states, lengths))
         return states
 
+    def read_on(
+        self, tokens: Tensor, lengths: Tensor, memory: State | None = None
+    ) -> tuple[Tensor, State]:
+        states, after = self.dropout(self.embedding(tokens)), []
+        for place, layer in enumerate(self.layers):
+            before = None if memory is None else memory[place]
+            assert isinstance(layer, Recurrent)
+            states, held = read_on(layer.forwards, states, lengths, before)
+            states = self.dropout(states)
+            after.append(held)
+        return states, tuple(after)
+
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         pooled: Tensor = self.pool(self.states(tokens, lengths), lengths)
         return pooled
 
 
-class RecurrentEncoder(TokenEncoder):
+class RecurrentEncoder(CausalEncoder):
     """The hyperparameters of a recurrent network over texts."""
 
     embedding: int = Field(128, ge=1, le=4096, description="Width of the token embeddings.")
@@ -129,6 +160,9 @@ class RecurrentEncoder(TokenEncoder):
         return RecurrentBackbone(
             vocabulary, self.embedding, layers, self._pool(), self.width, self.dropout
         )
+
+    def one_way(self) -> Self:
+        return self.model_copy(update={"bidirectional": False, "pooling": "max"})
 
     def layer(self, inputs: int) -> Recurrent:
         """One layer in as many directions as asked for."""

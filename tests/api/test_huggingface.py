@@ -46,6 +46,8 @@ def texts() -> str:
 def claims() -> str:
     rows = [f"a {who} eats,a {who} {w}eats,{w}" for who in ("cat", "dog") for w in ("", "never ")]
     return "\n".join(["text_a,text_b,label", *(f"{row}said" for row in rows * 6)])
+
+
 def phrases() -> str:
     words = {"cat": "Katze", "dog": "Hund", "cow": "Kuh"}
     return "\n".join(

@@ -10,6 +10,8 @@ from torch import Tensor
 from models.base import (
     Architecture,
     Batch,
+    CausalBackbone,
+    CausalEncoder,
     Learner,
     NotTransferable,
     SequenceToSequence,
@@ -32,6 +34,7 @@ every = each(toys.shipped())
 of_classes = each([a for a in toys.shipped() if not issubclass(a, SequenceToSequence)])
 with_backbone = each([a for a in toys.shipped() if a.has_backbone])
 of_texts = each([a for a in toys.shipped() if issubclass(a, TextEncoder)])
+one_way = each([a for a in toys.shipped() if issubclass(a, CausalEncoder)])
 of_tokens = each([a for a in toys.shipped() if issubclass(a, TokenEncoder)])
 
 
@@ -256,3 +259,46 @@ def test_every_token_has_a_state_of_the_backbones_width(architecture: Architectu
     assert states.shape == (64, 12, backbone.width)
     alone = backbone.states(tokens[:1, : lengths[0]], lengths[:1])
     torch.testing.assert_close(alone[0], states[0, : lengths[0]], rtol=1e-4, atol=1e-5)
+
+
+def built_one_way(architecture: Architecture) -> CausalBackbone:
+    assert isinstance(architecture, CausalEncoder)
+    torch.manual_seed(0)
+    return architecture.one_way().build(toys.VOCABULARY, toys.MAX_LENGTH).eval()
+
+
+@one_way
+def test_one_way_no_state_knows_of_later_tokens(architecture: Architecture) -> None:
+    backbone = built_one_way(architecture)
+    tokens, _ = toys.examples(architecture).inputs
+    lengths = torch.full((64,), 12)
+    states, other = backbone.states(tokens, lengths), tokens.clone()
+    other[:, 6:] = 7
+    torch.testing.assert_close(backbone.states(other, lengths)[:, :6], states[:, :6])
+    assert not torch.equal(backbone.states(other, lengths)[:, 6:], states[:, 6:])
+
+
+@one_way
+@torch.no_grad()
+def test_one_way_it_reads_on_to_the_states_of_the_whole(architecture: Architecture) -> None:
+    backbone = built_one_way(architecture)
+    tokens, lengths = toys.examples(architecture).inputs
+    first = torch.ones_like(lengths).where(lengths < 6, lengths // 2)
+    whole, rows = backbone.states(tokens, lengths), torch.arange(64)
+    states, memory = backbone.read_on(tokens[:, : int(first.max())], first)
+    torch.testing.assert_close(states[rows, first - 1], whole[rows, first - 1])
+    for step in range(6):
+        place = first + step
+        token = tokens.gather(1, place.clamp(max=11)[:, None])
+        states, memory = backbone.read_on(token, torch.ones_like(first), memory)
+        inside = place < lengths
+        assert inside.any()
+        torch.testing.assert_close(states[inside, 0], whole[rows, place.clamp(max=11)][inside])
+
+
+@one_way
+def test_one_way_nothing_is_built_that_no_state_needs(architecture: Architecture) -> None:
+    backbone = built_one_way(architecture)
+    tokens, lengths = toys.examples(architecture).inputs
+    backbone.states(tokens, lengths).sum().backward()
+    assert all(weight.grad is not None for weight in backbone.parameters())
