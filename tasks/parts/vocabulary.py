@@ -35,14 +35,6 @@ _FORMS = {"nfc": normalizers.NFC, "nfkc": normalizers.NFKC, "nfd": normalizers.N
 class Tokenizer(Option):
     """How texts become tokens; the tokens themselves are learned from the train split."""
 
-    size: int = Field(8_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
-    lowercase: bool = Field(True, description="Make no difference between upper and lower case.")
-    normalization: Literal["nfc", "nfkc", "nfd"] = Field(
-        "nfc",
-        description="Unicode normal form; `nfkc` also merges full-width and styled letters, `nfd` takes "
-        "syllables of Korean apart and accents off their letters.",
-    )
-
     @abstractmethod
     def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
         """Learn the tokens."""
@@ -54,6 +46,31 @@ class Tokenizer(Option):
     def learn(self, texts: Iterable[str]) -> str:
         """The learned tokenizer as JSON."""
         tokenizer = self.empty()
+        self.train(tokenizer, (text.replace(_MARK, " ") for text in texts))
+        return _only_mark_added(tokenizer.to_str())
+
+    def bound(self, characters: int, words: int) -> int:
+        """Tokens of a text of so many characters and words, at most or nearly so."""
+        return characters
+
+
+class Folding(Tokenizer):
+    """Takes for the same what hardly differs: spaces, forms of letters, upper and lower case."""
+
+    size: int = Field(8_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
+    lowercase: bool = Field(True, description="Make no difference between upper and lower case.")
+    normalization: Literal["nfc", "nfkc", "nfd"] = Field(
+        "nfc",
+        description="Unicode normal form; `nfkc` also merges full-width and styled letters, `nfd` takes "
+        "syllables of Korean apart and accents off their letters.",
+    )
+
+    @abstractmethod
+    def model(self) -> Rust:
+        """A tokenizer without tokens that changes nothing before it cuts."""
+
+    def empty(self) -> Rust:
+        tokenizer = self.model()
         tokenizer.normalizer = normalizers.Sequence(
             [
                 _FORMS[self.normalization](),
@@ -62,12 +79,30 @@ class Tokenizer(Option):
                 normalizers.Strip(),
             ]
         )
-        self.train(tokenizer, (text.replace(_MARK, " ") for text in texts))
-        return _only_mark_added(tokenizer.to_str())
+        return tokenizer
 
-    def bound(self, characters: int, words: int) -> int:
-        """Tokens of a text of so many characters and words, at most or nearly so."""
-        return characters
+
+class Lossless(Tokenizer):
+    """Keeps every character, so that tokens can be written out again: those it never saw as bytes of UTF-8."""
+
+    size: int
+
+    def empty(self) -> Rust:
+        tokenizer = Rust(models.BPE())
+        # Pieces never reach over the end of a word, of a number or of a run of marks (Radford et al., 2019).
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
 
 
 def _only_mark_added(tokenizer: str) -> str:
@@ -77,14 +112,14 @@ def _only_mark_added(tokenizer: str) -> str:
     return json.dumps({**parts, "added_tokens": added}, ensure_ascii=False)
 
 
-class Words(Tokenizer):
+class Words(Folding):
     """Words and punctuation marks; the rarest words are unknown."""
 
     name: Literal["words"] = "words"
     size: int = Field(20_000, ge=16, le=200_000, description="Most tokens in the vocabulary.")
     min_count: int = Field(2, ge=1, le=1_000, description="Rarer words are unknown.")
 
-    def empty(self) -> Rust:
+    def model(self) -> Rust:
         tokenizer = Rust(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         return tokenizer
@@ -102,13 +137,13 @@ class Words(Tokenizer):
         return words
 
 
-class BytePairs(Tokenizer):
+class BytePairs(Folding):
     """Frequent pieces of words: byte-pair encoding over characters (Sennrich et al., 2016)."""
 
     name: Literal["bpe"] = "bpe"
     min_count: int = Field(2, ge=1, le=1_000, description="Rarer pieces are not joined.")
 
-    def empty(self) -> Rust:
+    def model(self) -> Rust:
         tokenizer = Rust(models.BPE(unk_token=SPECIAL[UNKNOWN], fuse_unk=False))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
@@ -127,13 +162,13 @@ class BytePairs(Tokenizer):
         tokenizer.train_from_iterator(texts, trainer)
 
 
-class Characters(Tokenizer):
+class Characters(Folding):
     """Single characters, spaces included."""
 
     name: Literal["characters"] = "characters"
     min_count: int = Field(2, ge=1, le=1_000, description="Rarer characters are unknown.")
 
-    def empty(self) -> Rust:
+    def model(self) -> Rust:
         tokenizer = Rust(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
@@ -147,6 +182,28 @@ class Characters(Tokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+
+
+class ByteLevelPairs(Lossless):
+    """Frequent pieces of words and whatever else there is: byte-pair encoding over bytes (Radford et al., 2019)."""
+
+    name: Literal["byte-bpe"] = "byte-bpe"
+    size: int = Field(
+        1_000,
+        ge=259,
+        le=200_000,
+        description="Most tokens in the vocabulary; 256 of them are the bytes.",
+    )
+
+    def bound(self, characters: int, words: int) -> int:
+        return characters // 2
+
+
+class Bytes(Lossless):
+    """Single bytes of UTF-8: characters, as far as texts are English."""
+
+    name: Literal["bytes"] = "bytes"
+    size: Literal[259] = Field(259, description="The bytes, and three tokens that are no text.")
 
 
 class Vocabulary(Plain):
@@ -163,6 +220,11 @@ class Vocabulary(Plain):
         tokenizer.no_padding()
         return tokenizer
 
+    @cached_property
+    def _plain(self) -> Rust:
+        """The same tokenizer, for which no character is a mark."""
+        return Rust.from_str(json.dumps({**json.loads(self.tokenizer), "added_tokens": []}))
+
     @property
     def size(self) -> int:
         """How many token ids there are."""
@@ -175,6 +237,17 @@ class Vocabulary(Plain):
             marked = [self._mark(text) for text in some]
             for encoding in self._rust.encode_batch_fast(marked, add_special_tokens=False):
                 yield encoding.ids[: self.max_length]
+
+    def whole(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The token ids of each text just as it stands, unmarked and of any number."""
+        rest = iter(texts)
+        while some := list(islice(rest, _BATCH)):
+            for encoding in self._plain.encode_batch_fast(some, add_special_tokens=False):
+                yield encoding.ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What these tokens of a lossless tokenizer stand for; U+FFFD for bytes that are no character."""
+        return self._plain.decode(ids, skip_special_tokens=False)
 
     def encode(self, texts: Iterable[str]) -> Ragged:
         """Token ids; a text without any becomes a single padding token."""
