@@ -63,6 +63,9 @@ CASES = [
     Case("dialogsum", "dialogsum_en", "text-to-text", "rougeL", 23.9),
     Case("morphemes", "sigmorphon22_english_words", "morphological-segmentation", "f1", 0.643),
     Case(
+        "litbank", "litbank_novels_en", "text-generation", "bits_per_character", 2.21,
+    ),
+    Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
     ),

@@ -185,6 +185,19 @@ def meetings(path: Path, examples: int) -> None:
             file.write(json.dumps({"sentences": sentences, "clusters": clusters}) + "\n")
 
 
+def sayings(path: Path, examples: int) -> None:
+    """Sentences whose first words tell the last, in two scripts."""
+    draw = np.random.default_rng(SEED)
+    pairs = {"cats": "meow", "dogs": "bark", "cows": "moo", "새는": "지저귄다"}
+    rows = []
+    for _ in range(examples):
+        animals = draw.choice(list(pairs), 4)
+        rows.append(
+            ["\n".join(f"All {animal} of this town {pairs[animal]}." for animal in animals)]
+        )
+    write_csv(path, ["text"], rows)
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -196,4 +209,5 @@ _TOYS = {
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
     "coreference": Toy("meetings.jsonl", meetings, 0.9),
+    "text-generation": Toy("sayings.csv", sayings, 0.9),
 }

@@ -111,14 +111,17 @@ def text_lines(path: Path) -> Iterator[str]:
 
     Raises Invalid for bytes that are not UTF-8, NUL bytes and endless lines, naming line and byte.
     """
-    faults = Faults()
     with path.open("rb") as file:
-        for number, raw in enumerate(_raw_lines(file), start=1):
-            line = _decode(
-                raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, number, faults
-            )
-            if not faults.found:
-                yield line
+        yield from decoded(file)
+
+
+def decoded(file: BinaryIO) -> Iterator[str]:
+    """The lines of an open file, as `text_lines` gives them. Raises Invalid like it."""
+    faults = Faults()
+    for number, raw in enumerate(_raw_lines(file), start=1):
+        line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, number, faults)
+        if not faults.found:
+            yield line
     faults.check()
 
 

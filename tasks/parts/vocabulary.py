@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Literal
-from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class Tokenizer(Option):
     def learn(self, texts: Iterable[str]) -> str:
         """The learned tokenizer as JSON."""
         tokenizer = self.empty()
-        self.train(tokenizer, (text.replace(_MARK, " ") for text in texts))
+        self.train(tokenizer, map(unmarked, texts))
         return _only_mark_added(tokenizer.to_str())
 
     def bound(self, characters: int, words: int) -> int:
@@ -246,7 +245,7 @@ class Vocabulary(Plain):
                 yield encoding.ids
 
     def text(self, ids: Sequence[int]) -> str:
-        """What these tokens of a lossless tokenizer stand for; U+FFFD for bytes that are no character."""
+        """What these tokens stand for; U+FFFD for bytes that are no character."""
         return self._plain.decode(ids, skip_special_tokens=False)
 
     def encode(self, texts: Iterable[str]) -> Ragged:
@@ -262,24 +261,17 @@ class Vocabulary(Plain):
         """The token ids of each word by itself, at least one; ends of sentences are not marked."""
         found: list[list[int]] = []
         for start in range(0, len(words), _BATCH):
-            some = [w[:_LONGEST_WORD].replace(_MARK, " ") for w in words[start : start + _BATCH]]
+            some = [unmarked(w[:_LONGEST_WORD]) for w in words[start : start + _BATCH]]
             encodings = self._rust.encode_batch_fast(some, add_special_tokens=False)
             found += [encoding.ids[:_TOKENS_PER_WORD] or [UNKNOWN] for encoding in encodings]
         return ragged(found)
 
-    def plain_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """The token ids of each text, however many, without any mark: what can be written again as `text`."""
-        rest = iter(texts)
-        while some := list(islice(rest, _BATCH)):
-            unmarked = [text.replace(_MARK, " ") for text in some]
-            for encoding in self._rust.encode_batch_fast(unmarked, add_special_tokens=False):
-                yield encoding.ids
-
-    def text(self, ids: list[int]) -> str:
-        """The text that token ids stand for, in Unicode's composed form."""
-        return normalize("NFC", self._rust.decode(ids, skip_special_tokens=False))
-
     def _mark(self, text: str) -> str:
         """A text with its sentence ends marked; what cannot matter is cut off first."""
-        text = text[: self.max_length * _CHARACTERS_PER_TOKEN].replace(_MARK, " ")
+        text = unmarked(text[: self.max_length * _CHARACTERS_PER_TOKEN])
         return _SENTENCE_END.sub(rf"\g<0>{_MARK}", text)
+
+
+def unmarked(text: str) -> str:
+    """A text without the character that marks ends of sentences."""
+    return text.replace(_MARK, " ")

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
+from unicodedata import normalize
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from tasks.base import Codec, Facts
 from tasks.parts.columns import Columns, Dense, Ragged, ragged
 from tasks.parts.examples import pieces
 from tasks.parts.reading import MAX_TOKENS, MaxLength, TextTask
-from tasks.parts.vocabulary import Vocabulary
+from tasks.parts.vocabulary import Vocabulary, unmarked
 
 MAX_WRITTEN = 1_024
 MAX_BEAMS = 16
@@ -91,7 +92,7 @@ class WritingCodec(Codec):
 
     def encode_targets(self, targets: Iterable[str]) -> Ragged:
         """Tokens of the targets, each with its end; what is too long is cut and has none."""
-        ended = ([*ids, SENTENCE_END] for ids in self.vocabulary.plain_ids(targets))
+        ended = ([*ids, SENTENCE_END] for ids in self.vocabulary.whole(map(unmarked, targets)))
         return ragged([ids[: self.longest] for ids in ended])
 
     def choices(self, parameters: Sequence[WritingParameters]) -> Tensor:
@@ -119,6 +120,7 @@ class WritingCodec(Codec):
         """The text that each row (1 + T) of outputs says, and its score."""
         ids = outputs[:, 1:].long().tolist()
         texts = (self.vocabulary.text([i for i in row if i != PADDING]) for row in ids)
+        texts = (normalize("NFC", text) for text in texts)
         return list(zip(texts, outputs[:, 0].tolist(), strict=True))
 
 
@@ -172,7 +174,7 @@ class WritingTask(TextTask):
         lengths: list[int] = []
         repeating: Counter[int] = Counter()
         for piece in pieces(train):
-            for ids in vocabulary.plain_ids(self.targets(piece)):
+            for ids in vocabulary.whole(map(unmarked, self.targets(piece))):
                 lengths.append(len(ids))
                 repeating.update(size for size in _NGRAMS if _repeats(ids, size))
         most = _REPEATING * len(lengths)
