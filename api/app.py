@@ -31,6 +31,7 @@ from api.routes import (
     jobs,
     models,
     open_inference,
+    openai,
     predict,
     webhooks,
 )
@@ -44,7 +45,14 @@ from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
 _OTHERS = catalog, datasets, jobs, feeds, checkpoints, artifacts, batches, models, webhooks, admin
-PREDICTING = (predict.router, huggingface.router, open_inference.lean, open_inference.router)
+PREDICTING = (
+    predict.router,
+    huggingface.router,
+    openai.lean,
+    open_inference.lean,
+    open_inference.router,
+    openai.router,
+)
 ROUTERS = (*PREDICTING, *(routes.router for routes in _OTHERS))
 UPLOADS = re.compile(r"/v1/datasets|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)

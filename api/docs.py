@@ -49,6 +49,10 @@ TAGS = [
         "description": "Predict with `huggingface_hub.InferenceClient(model=URL, token=KEY)`.",
     },
     {
+        "name": "openai",
+        "description": "Write texts with `openai.OpenAI(base_url=URL + '/openai/v1', api_key=KEY)`.",
+    },
+    {
         "name": "open inference protocol",
         "description": "Predict with clients of the Open Inference Protocol, version 2, such as "
         "`tritonclient`.",

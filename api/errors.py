@@ -201,7 +201,9 @@ def problem(
         "errors": [error._asdict() for error in errors],
     }
     if not scope["path"].startswith("/v1/"):
-        body["error"] = detail  # where the clients of other protocols look
+        # Where the clients of other protocols look, each for its own.
+        of_openai = {"message": detail, "type": answer.type, "param": None, "code": answer.type}
+        body["error"] = of_openai if scope["path"].startswith("/openai/") else detail
     sent = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", **(headers or {})}
     return JSONResponse(body, answer.status, sent, "application/problem+json")
 

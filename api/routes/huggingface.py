@@ -3,7 +3,7 @@
 Shapes: the task specifications in huggingface.js, `packages/tasks/src/tasks`, and what the client reads.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from heapq import nlargest
 from operator import attrgetter, itemgetter
@@ -13,7 +13,7 @@ import pydantic_core
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api import faults, parameters
+from api import faults, parameters, streams
 from api.auth import Predict
 from api.bodies import JSON, MOST_INPUTS, is_large, kind_of, read_json, transpose
 from api.errors import documented
@@ -26,6 +26,7 @@ from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
 from tasks.tabular_regression import NumberPrediction
+from tasks.text_generation import Generated, Piece
 from tasks.text_to_text import TextToTextPrediction
 
 
@@ -42,6 +43,7 @@ class HuggingFaceIn(BaseModel):
         None,
         description="How to predict. Labels: `top_k`, to get only the best ones. Or the task's own.",
     )
+    stream: bool | None = Field(None, description="Send a text as it is written, in events.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "HuggingFaceIn":
@@ -67,6 +69,18 @@ class LabelParameters(Parameterless):
     top_k: int | None = Field(None, ge=1, strict=True, description="Only so many, the best ones.")
     function_to_apply: Literal["softmax"] | None = Field(
         None, description="How scores were made probabilities."
+    )
+
+
+class TextParameters(Parameterless):
+    """How to give texts that were written, beside the task's own parameters."""
+
+    details: bool | None = Field(
+        None, description="Also say why the text ends, and how long it is."
+    )
+    return_full_text: Literal[False] | None = Field(None, description="The prompt is not repeated.")
+    do_sample: Literal[True] | None = Field(
+        None, description="Tokens are drawn, unless `temperature` is 0."
     )
 
 
@@ -136,6 +150,22 @@ def _written(prediction: TextToTextPrediction, parameters: Parameterless) -> dic
     return dict.fromkeys(names, prediction.target)
 
 
+FINISH = {"length": "length", "end": "eos_token", "stop": "stop_sequence"}
+"""Why a text ends, in the words of Hugging Face."""
+
+
+def _text(prediction: Generated, parameters: TextParameters) -> dict[str, Any]:
+    answer: dict[str, Any] = {"generated_text": prediction.text}
+    if parameters.details:
+        answer["details"] = {
+            "finish_reason": FINISH[prediction.finish_reason],
+            "generated_tokens": prediction.tokens,
+            "prefill": [],
+            "tokens": [],
+        }
+    return answer
+
+
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
     LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
@@ -143,6 +173,7 @@ SHAPES: dict[type[BaseModel], Shape] = {
     TagsPrediction: Shape(TokenParameters, _tags, attrgetter("tags"), is_listed=False),
     IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
     TextToTextPrediction: Shape(Parameterless, _written, attrgetter("target")),
+    Generated: Shape(TextParameters, _text, attrgetter("text")),
 }
 
 
@@ -196,13 +227,17 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
 
     The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
-    `translation` or `summarization` for text to text, `image_classification`, or `tabular_classification`
-    for any table. A list of inputs gets a list of answers. `error` of a problem document is what the client shows.
+    `translation` or `summarization` for text to text, `text_generation`, `image_classification`, or
+    `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
+    document is what the client shows.
     """
     serving: Serving = request.app.state.serving
     model = await _ready(ref, principal.project_id, request)
     body = await request.body()
     sent = _sent(request, body, model.task)
+    if sent.stream:
+        _, inputs, _ = _asked(sent, model.task)
+        return streams.answer(_events(await streams.begin(serving, model, inputs)))
     large = is_large(body, model.task)
     answer = _of_inputs if sent.table is None else _of_table
     return _json(await answer(sent, model.task, partial(serving.predict, model, large=large)))
@@ -264,17 +299,41 @@ def _sent(request: Request, body: bytes, task: Task) -> HuggingFaceIn:
 
 
 async def _of_inputs(sent: HuggingFaceIn, task: Task, predict: Predicting) -> Any:
+    alone, inputs, how = _asked(sent, task)
+    shape = _shape(task)
+    answers = [shape.answer(prediction, how) for prediction in await predict(inputs)]
+    # Of a file that comes alone the client reads its answer, of most texts that do a list of one answer.
+    is_bare = alone and (files_of(task.input_type) or not shape.is_listed)
+    return answers[0] if is_bare else answers
+
+
+def _asked(sent: HuggingFaceIn, task: Task) -> tuple[bool, list[Any], Any]:
+    """Whether an input came alone, the inputs, and how to give their answers. Raises Invalid."""
     shape, asked = _shape(task), sent.parameters or {}
     own = parameters.of_task(task, asked)
     others = {name: value for name, value in asked.items() if name not in own}
     how = faults.read(shape.parameters, others, ("parameters",))
     alone = not isinstance(sent.inputs, list)
     values = _counted([sent.inputs] if alone else sent.inputs, "inputs")
-    inputs = parameters.spread(task, [_input(value, task) for value in values], own)
-    answers = [shape.answer(prediction, how) for prediction in await predict(inputs)]
-    # Of a file that comes alone the client reads its answer, of most texts that do a list of one answer.
-    is_bare = alone and (files_of(task.input_type) or not shape.is_listed)
-    return answers[0] if is_bare else answers
+    return alone, parameters.spread(task, [_input(value, task) for value in values], own), how
+
+
+async def _events(pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    """Pieces of a text as the client reads them, and with the last one all that was written."""
+    whole, index = "", 0
+    async for text, read, tokens, reason in pieces:
+        whole += text
+        index += 1
+        # A piece may be of several tokens; what the client wants to know of one is not known of those.
+        told: dict[str, Any] = {
+            "index": index,
+            "token": {"id": 0, "logprob": 0.0, "special": False, "text": text},
+        }
+        if reason:
+            details = {"finish_reason": FINISH[reason], "generated_tokens": tokens}
+            told |= {"generated_text": whole, "details": {**details, "input_length": read}}
+        if text or reason:
+            yield streams.event(told)
 
 
 async def _of_table(sent: HuggingFaceIn, task: Task, predict: Predicting) -> list[Any]:

@@ -1,5 +1,6 @@
 """Predictions: one request, one answer, as fast as the model."""
 
+from collections.abc import AsyncIterator
 from heapq import nlargest
 from operator import itemgetter
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import faults, parameters
+from api import faults, parameters, streams
 from api.auth import Predict
 from api.bodies import FORM, JSON, MOST_INPUTS, is_large, kind_of, read_json
 from api.errors import documented
@@ -18,6 +19,7 @@ from api.lean import LeanRoute
 from api.serving.engine import Serving
 from tasks.base import Task
 from tasks.parts.problems import Invalid, Problem
+from tasks.text_generation import Piece
 
 
 class PredictIn(BaseModel):
@@ -102,7 +104,8 @@ _BODY = {
                             {"label": "good", "scores": {"good": 0.97, "bad": 0.03}},
                         ],
                     }
-                }
+                },
+                "text/event-stream": {"schema": {"type": "string"}},
             }
         },
         **documented(404, 409, 413, 415, 503),
@@ -123,6 +126,9 @@ async def predict(
     image may be sent as the raw body with its content type, several as the parts of a form. 503 with
     `Retry-After` means that too many requests wait for this model already; 409 that the job has no
     checkpoint yet.
+
+    With `Accept: text/event-stream` a text is sent as it is written: events `text`, and at last `end` with
+    the reason. This takes a model for text-generation and one input.
     """
     serving: Serving = request.app.state.serving
     model = await serving.find(principal.project_id, ref)
@@ -132,12 +138,25 @@ async def predict(
     asked = sent.parameters or {}
     top_k, own = _top_k(task, asked), parameters.of_task(task, asked)
     inputs = parameters.spread(task, sent.inputs, own)
+    if streams.asked_for(request):
+        pieces = await streams.begin(serving, model, inputs)
+        return streams.answer(_events(model.ref, pieces))
     predictions = await serving.predict(model, inputs, large=is_large(body, task))
     if top_k is not None:
         predictions = [_best(prediction, top_k) for prediction in predictions]
     answer = {"model": model.ref, "predictions": predictions}
     content = pydantic_core.to_json(answer, inf_nan_mode="null")
     return Response(content, media_type="application/json")
+
+
+async def _events(model: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    """Pieces of a text as events `text`, and at last `end`."""
+    async for text, _, tokens, reason in pieces:
+        if text:
+            yield streams.event({"text": text}, "text")
+        if reason:
+            ended = {"model": model, "finish_reason": reason, "tokens": tokens}
+            yield streams.event(ended, "end")
 
 
 # What was sent

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +30,7 @@ from store.models import Resolved
 from store.session import Database
 from store.tables import Checkpoint
 from tasks.base import Task
+from tasks.text_generation import GenerationInput, Piece, write
 from tasks.trained import Trained
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ BATCH_SIZE = 128
 """Inputs per forward pass: beyond that throughput gains little, and everybody in the batch waits."""
 REMEMBERED_SECONDS, _AHEAD = 0.8, 0.5
 """How long a reference is remembered: a new version or alias shows within a second."""
+MOST_STREAMS = 64
+"""Texts that a process writes at a time."""
 _WARM_UPS = 3
 _OUT_OF_MEMORY_SECONDS = 5
 
@@ -70,6 +73,7 @@ class Serving:
             self._look_up, self._look_ups, seconds=REMEMBERED_SECONDS, ahead=_AHEAD
         )
         self._loader = Loader(database, cache, settings.predict_device)
+        self._streams = 0
         self._bits, self._exporter = settings.predict_precision, None
         if settings.predict_runtime == "onnx":
             folder = settings.data_dir / "cache" / "networks"
@@ -127,6 +131,34 @@ class Serving:
         timing.spend("queue", queued)
         timing.spend("model", request.ended - request.begun)
         return predictions
+
+    async def write(self, model: Ready, value: Any) -> AsyncIterator[Piece]:
+        """What a model of texts goes on with after an input, as it is written.
+
+        Each token is a turn in the threads of all predictions, so that none waits longer than that. Whoever
+        stops asking for pieces ends the work. Raises Invalid and Busy before there are any.
+        """
+        (given,) = await self._read(model.served.trained, [value], large=True)
+        if self._streams >= MOST_STREAMS:
+            raise Busy("Too many texts are being written already.")
+        return self._pieces(model, given)
+
+    async def _pieces(self, model: Ready, given: GenerationInput) -> AsyncIterator[Piece]:
+        begun, measured = perf_counter(), measures.of_model(model.task.name, model.ref)
+        pieces, loop = write(model.served.trained, given), asyncio.get_running_loop()
+        self._streams += 1
+        try:
+            while (
+                piece := await loop.run_in_executor(self._forwards, next, pieces, None)
+            ) is not None:
+                yield piece
+        except BaseException as error:
+            measured.failed(error)
+            raise
+        else:
+            measured.answered(1, perf_counter() - begun, 0.0)
+        finally:
+            self._streams -= 1
 
     async def _answer(self, served: Served, request: Request) -> list[Any]:
         """The request's predictions. Raises Busy when memory did not suffice for it even alone."""

@@ -76,6 +76,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for task in ("token-classification", "intent-and-slots"):
             world.publish(task, untrained(task))
         world.publish("german", table_example("text-to-text", phrases()))
+        world.publish("tales", untrained("text-generation"))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -355,3 +356,23 @@ def test_a_task_whose_predictions_have_no_shape_says_so(
         answer = api.post("/hf/models/rows", json={"inputs": row(1)})
     assert answer.status_code == 404
     assert "tabular-classification" in answer.json()["error"]
+
+
+def test_the_client_reads_a_text_at_once_and_as_it_is_written(served: Served) -> None:
+    asking = InferenceClient(model=url_of(served, "tales"), token=served.key)
+    how: dict[str, Any] = {"max_new_tokens": 30, "seed": 5, "top_p": 0.9}
+    whole = asking.text_generation("All cats", **how)
+    own = {"inputs": [{"prompt": "All cats"}], "parameters": how}
+    answer = served.post("/v1/models/tales/predict", json=own)
+    assert whole == answer.json()["predictions"][0]["text"]
+    assert "".join(asking.text_generation("All cats", stream=True, **how)) == whole
+    told = asking.text_generation("All cats", details=True, **how)
+    assert told.generated_text == whole
+    assert told.details is not None
+    assert told.details.generated_tokens <= 30
+    *_, last = asking.text_generation("All cats", details=True, stream=True, **how)
+    assert last.generated_text == whole
+    assert last.details is not None
+    assert last.details.input_length > 0
+    with pytest.raises(HfHubHTTPError, match="max_new_tokens"):
+        asking.text_generation("All cats", max_new_tokens=-1)

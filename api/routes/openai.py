@@ -1,0 +1,188 @@
+"""Completions in the shapes of OpenAI, for `openai.OpenAI(base_url=URL/openai/v1, api_key=KEY)`."""
+
+from collections.abc import AsyncIterator
+from time import time
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import pydantic_core
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from api import faults, streams
+from api.auth import Predict
+from api.bodies import JSON, MOST_INPUTS, is_large, read_json
+from api.dependencies import Reading
+from api.errors import documented
+from api.lean import LeanRoute
+from api.serving.engine import Serving
+from store import models
+from store.errors import NotFound
+from tasks.parts.problems import Invalid
+from tasks.text_generation import MOST_NEW, Generated, Piece
+
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+FINISH = {"length": "length", "end": "stop", "stop": "stop"}
+MOST_LISTED = 1_000
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds beside the text."""
+
+    include_usage: bool = Field(False, description="At last say how many tokens there were.")
+
+
+class CompletionIn(BaseModel):
+    """A prompt, and how to go on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="name (newest), name@3, name@alias, job_... or ckpt_...")
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)] = Field(
+        description="What to go on with, or several of them."
+    )
+    max_tokens: int | None = Field(16, ge=0, le=MOST_NEW, description="Tokens to write at most.")
+    temperature: float | None = Field(1.0, ge=0, le=2, description="0 writes what is likeliest.")
+    top_p: float | None = Field(1.0, gt=0, le=1, description="Share of tokens to choose among.")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="Same seed, same text.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="The text ends before the first of these."
+    )
+    n: Literal[1] | None = Field(None, description="One text for each prompt.")
+    stream: bool | None = Field(None, description="Send the text as it is written, in events.")
+    stream_options: StreamOptions | None = Field(None, description="What events hold.")
+    user: str | None = Field(None, description="Of no effect.")
+
+
+class Choice(BaseModel):
+    """A text that was written."""
+
+    index: int = Field(description="Which prompt it goes on with, counted from 0.")
+    text: str = Field(description="What comes after the prompt.")
+    finish_reason: Literal["length", "stop"] | None = Field(description="Why it ends.")
+    logprobs: None = None
+
+
+class Usage(BaseModel):
+    """Numbers of tokens."""
+
+    prompt_tokens: int = Field(description="Read, of all prompts.")
+    completion_tokens: int = Field(description="Written.")
+    total_tokens: int = Field(description="Both.")
+
+
+class CompletionOut(BaseModel):
+    """Texts that were written."""
+
+    id: str = Field(description="Names this answer.")
+    object: Literal["text_completion"] = "text_completion"
+    created: int = Field(description="Seconds since 1970.")
+    model: str = Field(description="The model's name and version.")
+    choices: list[Choice] = Field(description="A text for each prompt.")
+    usage: Usage | None = Field(None, description="How many tokens there were.")
+
+
+class OpenAIModel(BaseModel):
+    """A model that can be asked."""
+
+    id: str = Field(description="Its name.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="Seconds since 1970.")
+    owned_by: str = "modelyard"
+
+
+class OpenAIModels(BaseModel):
+    """The models that can be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel] = Field(description="The newest 1,000, newest first.")
+
+
+lean = APIRouter(prefix="/openai/v1", tags=["openai"], route_class=LeanRoute)
+router = APIRouter(prefix="/openai/v1", tags=["openai"])
+
+
+@lean.post(
+    "/completions",
+    summary="Complete in the shapes of OpenAI",
+    response_model=CompletionOut,
+    responses={
+        200: {"content": {streams.EVENTS: {"schema": {"type": "string"}}}},
+        **documented(404, 409, 413, 503),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": CompletionIn.model_json_schema()}},
+        }
+    },
+)
+async def complete_as_openai(principal: Predict, request: Request) -> Response:
+    """What `client.completions.create(model=NAME, prompt=...)` asks for, in one answer or as a stream.
+
+    Models for text-generation answer. There is no route for chats: these models know of no turns.
+    """
+    body = await request.body()
+    asked = faults.read(CompletionIn, read_json(body, '{"model": ..., "prompt": ...}'))
+    serving: Serving = request.app.state.serving
+    model = await serving.find(principal.project_id, asked.model)
+    if not issubclass(model.task.prediction_type, Generated):
+        raise NotFound("model for text-generation", asked.model)
+    prompts = asked.prompt if isinstance(asked.prompt, list) else [asked.prompt]
+    how = _parameters(asked)
+    inputs = [{**how, "prompt": prompt} for prompt in prompts]
+    answer = CompletionOut(
+        id=f"cmpl-{uuid4().hex}", created=int(time()), model=model.ref, choices=[]
+    )
+    try:
+        if asked.stream:
+            told = asked.stream_options or StreamOptions()
+            pieces = await streams.begin(serving, model, inputs)
+            return streams.answer(_events(answer, pieces, usage=told.include_usage))
+        found = await serving.predict(model, inputs, large=is_large(body, model.task))
+    except Invalid as error:
+        raise Invalid(*(p._replace(loc=p.loc[2:] or p.loc) for p in error.problems)) from None
+    answer.choices = [
+        Choice(index=index, text=text.text, finish_reason=FINISH[text.finish_reason])
+        for index, text in enumerate(found)
+    ]
+    answer.usage = _usage(sum(t.prompt_tokens for t in found), sum(t.tokens for t in found))
+    return Response(pydantic_core.to_json(answer), media_type=JSON)
+
+
+def _parameters(asked: CompletionIn) -> dict[str, Any]:
+    """The task's own; null means what leaving it out does."""
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+    given = {
+        "max_new_tokens": 16 if asked.max_tokens is None else asked.max_tokens,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "seed": asked.seed,
+        "stop": stop,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+async def _events(
+    answer: CompletionOut, pieces: AsyncIterator[Piece], *, usage: bool
+) -> AsyncIterator[bytes]:
+    async for text, read, written, reason in pieces:
+        if text or reason:
+            finish = FINISH[reason] if reason else None
+            choice = Choice(index=0, text=text, finish_reason=finish)
+            yield streams.event(answer.model_copy(update={"choices": [choice]}))
+        if reason and usage:
+            yield streams.event(answer.model_copy(update={"usage": _usage(read, written)}))
+    yield b"data: [DONE]\n\n"
+
+
+def _usage(read: int, written: int) -> Usage:
+    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+@router.get("/models", summary="List models in the shapes of OpenAI")
+def list_openai_models(session: Reading, principal: Predict) -> OpenAIModels:
+    """All models by their names; those for text-generation complete prompts."""
+    found = models.newest(session, principal.project_id, MOST_LISTED)
+    created = [(name, int(row.created_at.timestamp())) for name, row in found]
+    return OpenAIModels(data=[OpenAIModel(id=name, created=at) for name, at in created])
