@@ -198,6 +198,27 @@ def sayings(path: Path, examples: int) -> None:
     write_csv(path, ["text"], rows)
 
 
+def signs(path: Path, examples: int) -> None:
+    """Things of a colour, asked for in another language: no word says which."""
+    draw = np.random.default_rng(SEED)
+    colours = {"rot": "red", "grün": "green", "blau": "blue", "gelb": "yellow"}
+    things = {
+        "Haus": "house",
+        "Hund": "dog",
+        "Baum": "tree",
+        "Auto": "car",
+        "집": "roof",
+        "개": "cat",
+    }
+    rows = []
+    for number in range(examples):
+        colour, thing = draw.choice([*colours]), draw.choice([*things])
+        rows.append(
+            [f"{thing} {colour}, {number}?", f"Here you see a {colours[colour]} {things[thing]}."]
+        )
+    write_csv(path, ["query", "text"], rows)
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -205,6 +226,7 @@ _TOYS = {
     "token-classification": Toy("names.conll", names, 0.9),
     "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
     "text-pair-classification": Toy("claims.csv", claims, 0.9),
+    "search": Toy("signs.csv", signs, 0.8),
     "image-classification": Toy("bars.zip", bars, 0.9),
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),

@@ -63,6 +63,12 @@ class Folding(Tokenizer):
         description="Unicode normal form; `nfkc` also merges full-width and styled letters, `nfd` takes "
         "syllables of Korean apart and accents off their letters.",
     )
+    letters: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Letters of a word that count; endings behind them are cut off. For Latin, Greek and Cyrillic.",
+    )
 
     @abstractmethod
     def model(self) -> Rust:
@@ -74,6 +80,7 @@ class Folding(Tokenizer):
             [
                 _FORMS[self.normalization](),
                 *([normalizers.Lowercase()] if self.lowercase else []),
+                *([normalizers.Replace(_ending(self.letters), "")] if self.letters else []),
                 normalizers.Replace(Regex(r"\s+"), " "),
                 normalizers.Strip(),
             ]
@@ -102,6 +109,12 @@ class Lossless(Tokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+
+
+def _ending(letters: int) -> Regex:
+    """What follows on the first letters of a word, in scripts that put endings behind words."""
+    letter = r"[\p{Latin}\p{Greek}\p{Cyrillic}]"
+    return Regex(rf"(?<={letter}{{{letters}}}){letter}+")
 
 
 def _only_mark_added(tokenizer: str) -> str:
