@@ -1,7 +1,7 @@
 """Quality: data sets trained through the service over HTTP, each beside a baseline on the same split.
 
 `--data DIR` holds one folder per data set in the upload formats, at any depth, each with train.* and
-test.* (and valid.*). Without it, scikit-learn's digits are used.
+test.* (and valid.*), or the files of one corpus for search. Without it, scikit-learn's digits are used.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import make_archive
 from typing import Any, NamedTuple
 
 from bench._service import service
@@ -70,6 +71,7 @@ CASES = [
         {}, (None, "cnn"),
     ),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
+    Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
 ]  # fmt: skip
 
 
@@ -81,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, service() as client:
-        cases = _found(arguments.data) if arguments.data else [_digits(Path(folder))]
+        made = Path(folder)
+        cases = _found(arguments.data, made) if arguments.data else [_digits(made)]
         print(
             f"{'data':14}{'architecture':20}{'metric':10}{'baseline':>9}{'here':>9}{'minutes':>9}"
         )
@@ -119,7 +122,8 @@ def _train(client: Client, case: Case, files: dict[str, Path]) -> Iterator[dict[
         }
 
 
-def _found(data: Path) -> list[tuple[Case, dict[str, Path]]]:
+def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
+    """The data sets in a folder; what goes into one file is put into one in `made`."""
     found = []
     for case in CASES:
         for folder in data.rglob(case.folder):
@@ -132,6 +136,8 @@ def _found(data: Path) -> list[tuple[Case, dict[str, Path]]]:
                 if path.stem.startswith(case.prefix)
                 and (split := named.get(path.stem.removeprefix(case.prefix))) is not None
             }
+            if (folder / "corpus.jsonl").exists():
+                files = {"file": Path(make_archive(str(made / case.name), "zip", folder))}
             found.append((case, files))
     return found
 

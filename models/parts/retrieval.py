@@ -256,7 +256,8 @@ class Retriever(Sized, Supervised):
         scores.scatter_(1, answers, -1.0)
         best = scores.topk(min(CONFUSING, scores.shape[1])).indices
         size = (len(best), self.hard_negatives)
-        return best.gather(1, torch.randint(best.shape[1], size, device=best.device)).flatten()
+        drawn = torch.randint(best.shape[1], size, device=best.device)
+        return torch.gather(best, 1, drawn).flatten()
 
     def take_over(self, base: Learner, *, head: bool) -> None:
         super().take_over(base, head=head)

@@ -219,6 +219,18 @@ def rows(count: int = 200, seed: int = 0, noise: float = 0.0) -> str:
     return "\n".join(lines)
 
 
+def pairs(examples: int = 60) -> str:
+    """Queries and the texts that answer them, word for word the same but for one."""
+    draw = random.Random(0)
+    things = ["house", "tree", "river", "garden", "street", "bridge"]
+    lines = [
+        f"where is {thing} {number}?,The {thing} {number} lies in the {draw.choice(things)} quarter."
+        for number in range(examples)
+        for thing in [things[number % len(things)]]
+    ]
+    return "\n".join(["query,text", *lines])
+
+
 def texts(count: int = 200, seed: int = 0) -> str:
     """Reviews whose label follows from one of their words."""
     draw = random.Random(seed)

@@ -76,6 +76,17 @@ def test_several_processes_go_on_with_the_same_bits(size: int, tmp_path: Path) -
     assert not same(undisturbed, alone)
 
 
+def test_processes_that_search_together_stay_in_lockstep(tmp_path: Path) -> None:
+    """What one learns alone is something else: of a batch, each has its own part to tell apart."""
+    case = "search/bag-of-embeddings"
+    gather(2, tmp_path, learn, [case])
+    one, other = (weights(tmp_path, case, rank) for rank in range(2))
+    start = training(case).trained.learner.state_dict()
+    learned = [name for name in one if name.startswith("backbone.")]
+    assert all(same({name: one[name]}, {name: other[name]}) for name in learned)
+    assert all(apart(one[name], start[name]) > 1e-4 for name in learned)
+
+
 def test_no_two_processes_draw_the_same() -> None:
     drawn = {
         mix(mix(0, 0, step), rank, step) if rank else mix(0, 0, step)

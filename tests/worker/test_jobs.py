@@ -27,7 +27,7 @@ from store.session import Database, connect
 from store.tables import Job
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import save_weights
-from tests.worker.shop import Crash, Orders, Shop, crash, rows, texts
+from tests.worker.shop import Crash, Orders, Shop, crash, pairs, rows, texts
 from worker.desk import Desk
 from worker.encoded import save_columns
 from worker.materials import Materials
@@ -277,6 +277,44 @@ def test_a_transfer_keeps_the_backbone_of_its_base(small_shop: Shop) -> None:
     learned = {name for name in old if not torch.equal(old[name], new[name])}
     assert {name for name in old if name.startswith("backbone.")}.isdisjoint(learned)
     assert {"head.weight", "head.bias"} <= learned
+
+
+def test_documents_are_added_to_a_search_without_training(small_shop: Shop) -> None:
+    first = small_shop.submit(small_shop.upload("search", pairs()), training=SHORT)
+    small_shop.train(first)
+    base = small_shop.best(first)
+    more = "id,text\nnew,The lighthouse of zanzibar.\nother,A windmill.\n"
+    dataset = small_shop.upload("search", more)
+    asked = small_shop.spec(dataset, None, None, Transfer(), base)
+    task = asked.task.model_copy(update={"only_documents": True})
+    spec = asked.model_copy(update={"task": task}).model_dump(mode="json")
+    job = small_shop.submit(dataset, transfer=Transfer(), base=base, spec=spec)
+    small_shop.train(job)
+    done = small_shop.job(job)
+    assert (done.status, jobs.shown_model(done)) == ("succeeded", "toys@2"), done.error
+    before, after = small_shop.trained(base), small_shop.trained(small_shop.best(job))
+    old, new = before.learner.state_dict(), after.learner.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old if name.startswith("backbone."))
+    assert torch.equal(new["share"], old["share"])
+    asked_for = after.codec.read_inputs([{"query": "zanzibar lighthouse"}, {"query": "house 6"}])
+    found = [answer.hits[0] for answer in after.predict(asked_for)]
+    assert found[0].id == "new"
+    assert found[1].text == before.predict(asked_for)[1].hits[0].text
+
+
+def test_a_text_classifier_is_a_base_for_a_search(small_shop: Shop) -> None:
+    first = small_shop.submit(
+        small_shop.upload("text-classification", texts()), {"name": "bag-of-embeddings"}, SHORT
+    )
+    small_shop.train(first)
+    base = small_shop.best(first)
+    job = small_shop.submit(
+        small_shop.upload("search", pairs()), training=SHORT, transfer=Transfer(), base=base
+    )
+    small_shop.train(job)
+    assert small_shop.job(job).status == "succeeded", small_shop.job(job).error
+    vocabularies = [small_shop.trained(c).codec.vocabulary for c in (base, small_shop.best(job))]
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_a_transfer_that_is_interrupted_does_not_start_from_its_base_again(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.base import Learner
-from tests.worker.shop import rows, texts
+from tests.worker.shop import pairs, rows, texts
 from tests.worker.trainings import Course, course, fingerprint, finished, pictures
 from worker import snapshots
 from worker.loop import State, fit
@@ -56,6 +56,12 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         "text-classification",
         texts(90).encode(),
         {"name": "transformer", "layers": 1, "width": 16, "feedforward": 16},
+        {"epochs": 2},
+    ),
+    "search": (
+        "search",
+        pairs(40).encode(),
+        {"name": "bag-of-embeddings", "width": 8},
         {"epochs": 2},
     ),
     "cnn": (
