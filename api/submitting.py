@@ -142,6 +142,9 @@ def _check_resources(asked: Resources, spec: Spec) -> None:
     if asked.devices == 1 and asked.sharded:
         message = "what one device learns is not divided: ask for several `devices`"
         raise Invalid(Problem(("resources", "sharded"), message, asked.sharded, False))
+    if asked.sharded and not spec.task.divides:
+        message = f"the network of {spec.task.name} is not divided"
+        raise Invalid(Problem(("resources", "sharded"), message, asked.sharded, False))
     if asked.sharded and training.batch_size == LARGEST:
         message = "cannot be found out for a network that is divided"
         raise Invalid(Problem(("training", "batch_size"), message, LARGEST, "a number"))

@@ -166,6 +166,8 @@ class Task(Option):
 
     bulky: ClassVar[tuple[str, ...]] = ()
     """Columns that all together may be larger than memory, and that `score` does without."""
+    divides: ClassVar[bool] = True
+    """Whether its network can be divided among several devices, so that none holds all of it."""
     input_type: ClassVar[type[BaseModel]]
     parameters_type: ClassVar[type[BaseModel]] = Parameterless
     """The fields of an input that a request may also give once for all of its inputs, as `parameters`."""

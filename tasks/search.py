@@ -198,6 +198,7 @@ class Search(TextTask):
         "one with the same id takes the place of the one before.",
     )
 
+    divides = False
     input_type: ClassVar[type[BaseModel]] = SearchInput
     parameters_type: ClassVar[type[BaseModel]] = SearchParameters
     prediction_type: ClassVar[type[BaseModel]] = SearchPrediction

@@ -183,15 +183,20 @@ class Retriever(Sized, Supervised):
 
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         super().start(training, transfer, steps)
-        device = next(self.parameters()).device
+        tokens = self._take_up()
+        if transfer is None:
+            begin_with_topics(self.backbone, tokens, training.seed)
+
+    def _take_up(self) -> Sequences:
+        """Put the corpus into the index, its vectors aside; returns the tokens of its documents."""
+        device = self.share.device
         tokens, terms = self.corpus.documents()
         self.words.fill(terms, device)
         vectors = torch.zeros(len(tokens.offsets) - 1, self.backbone.width)
         kept = {"tokens": tokens.values, "offsets": tokens.offsets, "vectors": vectors}
         self.keep(**{name: tensor.to(device) for name, tensor in kept.items()})
         self.fresh.fill_(False)
-        if transfer is None:
-            begin_with_topics(self.backbone, tokens, training.seed)
+        return tokens
 
     def epochs(self, asked: int) -> int:
         return asked if self.learns else 1
@@ -300,6 +305,9 @@ class Retriever(Sized, Supervised):
     @torch.no_grad()
     def _index(self) -> None:
         """Encode all documents, and choose how much their vectors count."""
+        if not len(self.vectors):  # nobody has started it
+            with torch.inference_mode(False):
+                self._take_up()
         for index in self.offsets.diff().argsort(stable=True).split(_AT_ONCE):
             self.vectors[index] = self.encode(*self.documents.take(index))
         held = self.corpus.held() if self.learns else None

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -90,19 +90,25 @@ def read_entry(entry: Entry, codec: Codec, input_type: type[BaseModel]) -> Any:
     value: Any = entry.input if entry.kind == "file" else from_json(entry.input)
     try:
         if entry.kind == "row":
-            value = _of_columns(value, codec.input_fields(input_type))
+            fields = input_type.model_fields
+            known = codec.input_fields(input_type)
+            optional = {name for name in known if name in fields and not fields[name].is_required()}
+            value = _of_columns(value, known, optional)
         return codec.read_input(value)
     except Invalid as error:
         problems = (p._replace(loc=(*entry.place, *p.loc)) for p in error.problems)
         raise Invalid(*problems) from None
 
 
-def _of_columns(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _of_columns(
+    row: dict[str, Any], names: Iterable[str], optional: Container[str]
+) -> dict[str, Any]:
     """A row without the columns that are no part of an input: tables have some for people, too.
 
-    Raises Invalid for a column that is missing.
+    Raises Invalid for a column that is missing and not `optional`.
     """
-    found, columns = list(row)[:SHOWN], list(names)
+    found = list(row)[:SHOWN]
+    columns = [name for name in names if name in row or name not in optional]
     missing = [name for name in columns if name not in row]
     if missing:
         raise Invalid(*(Problem((name,), "the column is missing", found, name) for name in missing))
