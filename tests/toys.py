@@ -199,23 +199,18 @@ def sayings(path: Path, examples: int) -> None:
 
 
 def signs(path: Path, examples: int) -> None:
-    """Things of a colour, asked for in another language: no word says which."""
+    """Things that are asked for in other languages: no word says which."""
     draw = np.random.default_rng(SEED)
-    colours = {"rot": "red", "grün": "green", "blau": "blue", "gelb": "yellow"}
     things = {
-        "Haus": "house",
         "Hund": "dog",
         "Baum": "tree",
-        "Auto": "car",
         "집": "roof",
-        "개": "cat",
+        "水": "water",
+        "дом": "home",
+        "नदी": "river",
     }
-    rows = []
-    for number in range(examples):
-        colour, thing = draw.choice([*colours]), draw.choice([*things])
-        rows.append(
-            [f"{thing} {colour}, {number}?", f"Here you see a {colours[colour]} {things[thing]}."]
-        )
+    asked = [str(draw.choice([*things])) for _ in range(examples)]
+    rows = [[f"{thing} {n}?", f"A {things[thing]} is here."] for n, thing in enumerate(asked)]
     write_csv(path, ["query", "text"], rows)
 
 
@@ -227,6 +222,7 @@ _TOYS = {
     "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
     "text-pair-classification": Toy("claims.csv", claims, 0.9),
     "search": Toy("signs.csv", signs, 0.8),
+    "search": Toy("signs.csv", signs, 0.75, examples=160, epochs=25),
     "image-classification": Toy("bars.zip", bars, 0.9),
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),

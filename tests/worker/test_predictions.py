@@ -97,7 +97,9 @@ def test_every_task_predicts_for_a_data_set_what_it_predicts_for_a_request(
     desk_model = small_shop.trained(small_shop.best(model))
     examples = small_shop.examples(dataset, "test")
     columns = desk_model.codec.encode(examples, targets=False)
-    expected = [p.model_dump(mode="json") for p in desk_model.predictions(columns)]
+    given = desk_model.codec.given(examples)
+    whole = desk_model.codec.complete(desk_model.predictions(columns), given)
+    expected = [p.model_dump(mode="json") for p in whole]
     found = lines(small_shop, job)
     assert [line["row"] for line in found] == list(range(examples.height))
     assert [line["prediction"] for line in found] == expected
