@@ -29,7 +29,6 @@ class Case(NamedTuple):
     architectures: tuple[str | None, ...] = (None,)
     """None: whatever the service chooses."""
     prefix: str = ""
-    """Of the names of its files, where a folder holds several sets."""
     """What the names of its files begin with, where others lie in the same folder."""
 
 
@@ -63,9 +62,7 @@ CASES = [
     Case("multi30k", "multi30k_en_de", "text-to-text", "bleu", 7.6),
     Case("dialogsum", "dialogsum_en", "text-to-text", "rougeL", 23.9),
     Case("morphemes", "sigmorphon22_english_words", "morphological-segmentation", "f1", 0.643),
-    Case(
-        "litbank", "litbank_novels_en", "text-generation", "bits_per_character", 2.21,
-    ),
+    Case("litbank", "litbank_novels_en", "text-generation", "bits_per_character", 2.21),
     Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
@@ -86,7 +83,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         made = Path(folder)
         cases = _found(arguments.data, made) if arguments.data else [_digits(made)]
         print(
-            f"{'data':14}{'architecture':20}{'metric':10}{'baseline':>9}{'here':>9}{'minutes':>9}"
+            f"{'data':15}{'task':28}{'architecture':24}{'metric':20}"
+            f"{'baseline':>9}{'here':>9}{'minutes':>9}"
         )
         for case, files in cases:
             if arguments.only and case.name not in arguments.only:
@@ -94,7 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for row in _train(client, case, files):
                 rows.append(row)
                 print(
-                    f"{row['data']:14}{row['architecture']:20}{row['metric']:10}"
+                    f"{row['data']:15}{row['task']:28}{row['architecture']:24}{row['metric']:20}"
                     f"{row['baseline']:9.4f}{row['value']:9.4f}{row['minutes']:9.2f}",
                     flush=True,
                 )
@@ -112,6 +110,7 @@ def _train(client: Client, case: Case, files: dict[str, Path]) -> Iterator[dict[
         metrics = job["metrics"]
         yield {
             "data": case.name,
+            "task": case.task,
             "architecture": job["resolved"]["task"]["architecture"]["name"]
             + ("" if architecture else " (auto)"),
             "metric": case.metric,

@@ -221,7 +221,6 @@ _TOYS = {
     "token-classification": Toy("names.conll", names, 0.9),
     "intent-and-slots": Toy("wishes.jsonl", wishes, 0.9),
     "text-pair-classification": Toy("claims.csv", claims, 0.9),
-    "search": Toy("signs.csv", signs, 0.8),
     "search": Toy("signs.csv", signs, 0.75, examples=160, epochs=25),
     "image-classification": Toy("bars.zip", bars, 0.9),
     "text-to-text": Toy("phrases.csv", phrases, 80),
