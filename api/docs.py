@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
+from api.completion_schemas import CompletionIn
 from api.errors import ErrorOut, documented
 from api.inference_schemas import InferIn
 
@@ -83,7 +84,8 @@ class Documented(FastAPI):
         document = super().openapi()
         template = "#/components/schemas/{model}"
         _, by_hand = models_json_schema(
-            [(ErrorOut, "serialization"), (InferIn, "validation")], ref_template=template
+            [(ErrorOut, "serialization"), (InferIn, "validation"), (CompletionIn, "validation")],
+            ref_template=template,
         )
         document["components"]["schemas"] |= by_hand["$defs"]
         for path in document["paths"].values():

@@ -2,16 +2,24 @@
 
 from collections.abc import AsyncIterator
 from time import time
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import pydantic_core
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from api import faults, streams
 from api.auth import Predict
-from api.bodies import JSON, MOST_INPUTS, is_large, read_json
+from api.bodies import JSON, is_large, read_json
+from api.completion_schemas import (
+    Choice,
+    CompletionIn,
+    CompletionOut,
+    OpenAIModel,
+    OpenAIModels,
+    StreamOptions,
+    Usage,
+)
 from api.dependencies import Reading
 from api.errors import documented
 from api.lean import LeanRoute
@@ -19,83 +27,10 @@ from api.serving.engine import Serving
 from store import models
 from store.errors import NotFound
 from tasks.parts.problems import Invalid
-from tasks.text_generation import MOST_NEW, Generated, Piece
+from tasks.text_generation import Generated, Piece
 
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
 FINISH = {"length": "length", "end": "stop", "stop": "stop"}
 MOST_LISTED = 1_000
-
-
-class StreamOptions(BaseModel):
-    """What a stream holds beside the text."""
-
-    include_usage: bool = Field(False, description="At last say how many tokens there were.")
-
-
-class CompletionIn(BaseModel):
-    """A prompt, and how to go on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str = Field(description="name (newest), name@3, name@alias, job_... or ckpt_...")
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)] = Field(
-        description="What to go on with, or several of them."
-    )
-    max_tokens: int | None = Field(16, ge=0, le=MOST_NEW, description="Tokens to write at most.")
-    temperature: float | None = Field(1.0, ge=0, le=2, description="0 writes what is likeliest.")
-    top_p: float | None = Field(1.0, gt=0, le=1, description="Share of tokens to choose among.")
-    seed: int | None = Field(None, ge=0, lt=2**31, description="Same seed, same text.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
-        None, description="The text ends before the first of these."
-    )
-    n: Literal[1] | None = Field(None, description="One text for each prompt.")
-    stream: bool | None = Field(None, description="Send the text as it is written, in events.")
-    stream_options: StreamOptions | None = Field(None, description="What events hold.")
-    user: str | None = Field(None, description="Of no effect.")
-
-
-class Choice(BaseModel):
-    """A text that was written."""
-
-    index: int = Field(description="Which prompt it goes on with, counted from 0.")
-    text: str = Field(description="What comes after the prompt.")
-    finish_reason: Literal["length", "stop"] | None = Field(description="Why it ends.")
-    logprobs: None = None
-
-
-class Usage(BaseModel):
-    """Numbers of tokens."""
-
-    prompt_tokens: int = Field(description="Read, of all prompts.")
-    completion_tokens: int = Field(description="Written.")
-    total_tokens: int = Field(description="Both.")
-
-
-class CompletionOut(BaseModel):
-    """Texts that were written."""
-
-    id: str = Field(description="Names this answer.")
-    object: Literal["text_completion"] = "text_completion"
-    created: int = Field(description="Seconds since 1970.")
-    model: str = Field(description="The model's name and version.")
-    choices: list[Choice] = Field(description="A text for each prompt.")
-    usage: Usage | None = Field(None, description="How many tokens there were.")
-
-
-class OpenAIModel(BaseModel):
-    """A model that can be asked."""
-
-    id: str = Field(description="Its name.")
-    object: Literal["model"] = "model"
-    created: int = Field(description="Seconds since 1970.")
-    owned_by: str = "modelyard"
-
-
-class OpenAIModels(BaseModel):
-    """The models that can be asked."""
-
-    object: Literal["list"] = "list"
-    data: list[OpenAIModel] = Field(description="The newest 1,000, newest first.")
 
 
 lean = APIRouter(prefix="/openai/v1", tags=["openai"], route_class=LeanRoute)
@@ -113,7 +48,7 @@ router = APIRouter(prefix="/openai/v1", tags=["openai"])
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": CompletionIn.model_json_schema()}},
+            "content": {JSON: {"schema": {"$ref": "#/components/schemas/CompletionIn"}}},
         }
     },
 )
