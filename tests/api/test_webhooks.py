@@ -412,7 +412,7 @@ LATER = format_datetime(datetime.now(UTC) + timedelta(seconds=3_600), usegmt=Tru
     ("status", "told", "least", "most"),
     [
         (503, "1800", 1_790, 1_800),
-        (429, LATER, 3_000, 3_600),
+        pytest.param(429, LATER, 3_000, 3_600, id="in an hour"),
         (429, "1", 4, 6),
         (503, "soon", 4, 6),
         (503, "-100", 4, 6),
