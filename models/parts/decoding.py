@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.base import PADDING, SENTENCE_END, State
+from models.parts.sampling import draw, numbers
 
 Step = Callable[[Tensor, State, State], tuple[Tensor, State]]
 """From the last tokens (R,), what never changes, and a state: log probabilities (R, V), and the next state."""
@@ -58,7 +59,7 @@ def _search(step: Step, memory: State, state: State, how: Choice, beams: int) ->
     rows = torch.arange(len(how.most), device=how.most.device)
     steps = int(how.most.max())
     found = torch.zeros(len(rows), 1 + steps, device=rows.device)
-    draws = _draws(how, steps)
+    draws = numbers(how.seed, steps) if (how.temperature > 0).any() else None
     wide = rows.repeat_interleave(beams)
     memory, state = _at(memory, wide), _at(state, wide)
     tokens = torch.full((len(rows), beams), PADDING, device=rows.device)
@@ -80,7 +81,8 @@ def _search(step: Step, memory: State, state: State, how: Choice, beams: int) ->
         total = sums[..., None] + logs
         best = (total / penalty[..., None]).flatten(1).topk(beams).indices
         if draws is not None:
-            drawn = _draw(logs[:, 0], draws[rows, place], how)
+            heat, share = how.temperature.float(), how.top_p.float()
+            drawn = draw(logs[:, 0], draws[rows, place], heat, how.top_k, share)
             best = torch.where(how.temperature[:, None] > 0, drawn[:, None], best)
         origin, tokens = best // logs.shape[-1], best % logs.shape[-1]
         sums = total.flatten(1).gather(1, best)
@@ -125,29 +127,3 @@ def _forbid_repetition(logs: Tensor, history: Tensor, ngram: Tensor) -> None:
         # A token that was not found stands for padding, which is impossible anyway.
         again = torch.where(same, earlier[..., before], PADDING)
         logs[rows] = logs[rows].scatter(2, again, -torch.inf)
-
-
-def _draws(how: Choice, steps: int) -> Tensor | None:
-    """Numbers in [0, 1) for each step of each row (R, steps), if any are to be drawn."""
-    if not (how.temperature > 0).any():
-        return None
-    numbers = [
-        torch.rand(steps, generator=torch.Generator().manual_seed(int(seed)))
-        for seed in how.seed.tolist()
-    ]
-    return torch.stack(numbers).to(how.seed.device)
-
-
-def _draw(logs: Tensor, draws: Tensor, how: Choice) -> Tensor:
-    """Tokens (R,) at random, of log probabilities (R, V)."""
-    heat = how.temperature.float().clamp(min=1e-4)[:, None]
-    ordered, tokens = (logs / heat).softmax(-1).sort(descending=True)
-    before = ordered.cumsum(-1) - ordered
-    ranks = torch.arange(ordered.shape[1], device=ordered.device)
-    top_k = torch.where(how.top_k > 0, how.top_k, ordered.shape[1])[:, None]
-    # The likeliest one always stays.
-    kept = ((ranks < top_k) & (before < how.top_p[:, None])) | (ranks == 0)
-    shares = (ordered * kept).cumsum(-1)
-    place = (shares <= draws[:, None] * shares[:, -1:]).sum(-1, keepdim=True)
-    last = kept.sum(-1, keepdim=True) - 1
-    return tokens.gather(1, torch.minimum(place, last)).squeeze(1)

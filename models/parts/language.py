@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import PADDING, SENTENCE_END, UNKNOWN, Batch, CausalBackbone, Supervised
+from models.parts import sampling
 from models.parts.pooling import inside
 from models.parts.precision import autocast
 
@@ -97,7 +97,7 @@ class LanguageModel(Supervised):
         steps = int(most.max())
         if not steps:
             return
-        draws = _draws(numbers[:, SEED], steps).to(tokens.device)
+        draws = sampling.numbers(numbers[:, SEED], steps)
         states, memory = self.backbone.read_on(tokens, lengths)
         states = states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
         scores = self.head(states).float()
@@ -115,34 +115,15 @@ class LanguageModel(Supervised):
             scores = self.head(states[:, 0]).float()
 
 
-def _draws(seeds: Tensor, steps: int) -> Tensor:
-    """Numbers (B, steps) from [0, 1), each row of its own seed."""
-    rows = [np.random.default_rng(seed).random(steps) for seed in seeds.tolist()]
-    return torch.from_numpy(np.stack(rows)).float()
-
-
 def _choose(
     scores: Tensor, seen: Tensor, top_k: Tensor, fractions: Tensor, draws: Tensor
 ) -> Tensor:
-    """A token for each row of scores (B, vocabulary), by a number drawn for it; temperature 0: the likeliest one.
+    """A token for each row of scores (B, vocabulary), by a number drawn for it.
 
-    Tokens seen before lose by the penalty (Keskar et al., 2019). Of the others only the `top_k` best
-    (0: all) and those that make up the best `top_p` (Holtzman et al., 2020) are left.
+    Tokens seen before lose by the penalty (Keskar et al., 2019).
     """
-    temperature, top_p, penalty = fractions[..., None].unbind(1)
-    penalised = torch.where(scores > 0, scores / penalty, scores * penalty)
+    temperature, top_p, penalty = fractions.unbind(1)
+    penalised = torch.where(scores > 0, scores / penalty[:, None], scores * penalty[:, None])
     scores = torch.where(seen, penalised, scores)
     scores[:, [PADDING, UNKNOWN]] = -torch.inf
-    best, order = scores.sort(dim=1, stable=True, descending=True)
-    shares = F.softmax(best / temperature.clamp(min=1e-3), 1)
-    ranks = torch.arange(shares.shape[1], device=shares.device)
-    shares = shares.masked_fill((ranks >= top_k[:, None]) & (top_k[:, None] > 0), 0)
-    shares = shares / shares.sum(1, keepdim=True)
-    before = shares.cumsum(1) - shares
-    shares = shares.masked_fill((before >= top_p) & (ranks > 0), 0)
-    reached = shares.cumsum(1)
-    place = (reached <= draws[:, None] * reached[:, -1:]).sum(1, keepdim=True)
-    last = (shares > 0).sum(1, keepdim=True) - 1  # where rounding went past it
-    place = place.minimum(last).where(temperature > 0, 0)
-    chosen: Tensor = order.gather(1, place)[:, 0]
-    return chosen
+    return sampling.draw(scores, draws, temperature, top_k, top_p)
