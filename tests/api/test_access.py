@@ -23,6 +23,8 @@ PREDICT = {
     "get_model",
     "predict",
     "predict_as_hugging_face",
+    "complete_as_openai",
+    "list_openai_models",
     "get_hugging_face_health",
     "get_hugging_face_info",
     "get_server",

@@ -39,6 +39,7 @@ CREATES: dict[str, tuple[Body | None, Body | None]] = {
 """Every route that creates something, with a body for it and another one."""
 CREATE_NOTHING = {
     "/hf/models/{ref}",
+    "/openai/v1/completions",
     "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/pause",
     "/v1/jobs/{job_id}/resume",
