@@ -155,8 +155,9 @@ class ErrorOut(BaseModel):
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What is wrong with this request.")
     instance: str = Field(description="The id of this request, also in `X-Request-Id`.")
-    error: str = Field(
-        "", description="`detail` again, outside `/v1`: where clients of other protocols look."
+    error: str | dict[str, str | None] = Field(
+        "",
+        description="`detail` again, outside `/v1`: where clients of other protocols look; OpenAI's in an object.",
     )
     errors: list[ProblemOut] = Field([], description="Every fault found, at most a hundred.")
 

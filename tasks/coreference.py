@@ -239,6 +239,7 @@ class Coreference(TextTask):
     )
 
     of_base = (*TextTask.of_base, "widest", "width")
+    divides = False
     bulky = ("sentences",)
     input_type: ClassVar[type[BaseModel]] = DocumentInput
     prediction_type: ClassVar[type[BaseModel]] = ClustersPrediction

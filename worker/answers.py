@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from types import NoneType
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import polars as pl
 from pydantic import BaseModel
@@ -131,7 +133,7 @@ def table(answers: Sequence[Answer], prediction_type: type[BaseModel]) -> pl.Dat
             row["errors"] = _json(errors_of(answer.problems))
         else:
             values = to_jsonable_python(answer.prediction)
-            row |= {name: _json(v) if name in packed else v for name, v in values.items()}
+            row |= {n: _json(v) if n in packed and v is not None else v for n, v in values.items()}
         rows.append(row)
     return pl.DataFrame(rows, schema=schema_of(prediction_type))
 
@@ -147,7 +149,8 @@ def lines(answers: pl.DataFrame, prediction_type: type[BaseModel]) -> Iterator[b
             line["errors"] = json.loads(row["errors"])
         else:
             line["prediction"] = {
-                name: json.loads(row[name]) if name in packed else row[name] for name in fields
+                n: json.loads(row[n]) if n in packed and row[n] is not None else row[n]
+                for n in fields
             }
         yield to_json(line, inf_nan_mode="null") + b"\n"
 
@@ -165,6 +168,8 @@ def _packed(prediction_type: type[BaseModel]) -> set[str]:
 
 def _sole(annotation: Any) -> Any:
     """What a value is if it is there."""
+    if get_origin(annotation) is Literal:
+        annotation = reduce(or_, map(type, get_args(annotation)))
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
     return kinds[0] if len(kinds) == 1 and NoneType in get_args(annotation) else annotation
 

@@ -148,6 +148,7 @@ class WritingTask(TextTask):
         description="Beams where a request asks for no number, and of every answer that is judged, in each epoch too.",
     )
 
+    divides = False
     of_base = ("architecture", "tokenizer", "max_length", "copying")
 
     @abstractmethod

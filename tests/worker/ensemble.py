@@ -90,11 +90,11 @@ def _course(case: str) -> Course:
     quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
     if "norm" in fields:
         quiet["norm"] = "layer"
-    quiet_tasks: dict[str, dict[str, Any]] = {
-        "image-classification": {"augmentation": {}},
-        "text-pair-classification": {"dropout": 0.0},
+    own: dict[str, Any] = {
+        name: 0.0 for name in catalog.task_named(task).model_fields if "dropout" in name
     }
-    own = quiet_tasks.get(task, {})
+    if task == "image-classification":
+        own["augmentation"] = {}
     with TemporaryDirectory() as folder:
         content = toy(task, Path(folder), 60)["file"].path.read_bytes()
     return course(task, content, {"name": architecture, **quiet}, {**SGD, "epochs": 2}, **own)

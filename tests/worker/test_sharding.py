@@ -10,6 +10,7 @@ import pytest
 
 from store import jobs
 from store.tables import Job
+from tasks import catalog
 from tests.worker.crew import gone
 from tests.worker.ensemble import (
     PAIRS,
@@ -28,7 +29,7 @@ from tests.worker.test_devices import HOURS, Yard
 from worker.sharding import Sharded
 
 CASES = [
-    *PAIRS,
+    *(pair for pair in PAIRS if catalog.task_named(pair.split("/")[0]).divides),
     "pieces and class weights",
     "a piece for each example",
     "clipping",
