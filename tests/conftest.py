@@ -1,6 +1,7 @@
 """Fixtures for every test: real servers, and fresh migrated databases on both engines."""
 
 import contextlib
+import os
 import secrets
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import torch
 from sqlalchemy import make_url
 
 from store import migrate
@@ -27,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Threads of processes that share cores wait for each other.
+        torch.set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

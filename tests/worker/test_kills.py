@@ -19,11 +19,17 @@ from tests.toys import toy
 from tests.worker.mortal import PLACES, Death, run
 from tests.worker.shop import Shop
 
-PAIRS = [
-    (name, architecture)
-    for name, task in sorted(catalog.tasks().items())
-    for architecture in sorted(catalog.architectures(catalog.family_of(task)))
-]
+
+def pairs() -> Iterator[tuple[str, str]]:
+    """Every task and every architecture; that all pairs resume exactly is shown without processes."""
+    seen: set[str] = set()
+    for name, task in sorted(catalog.tasks().items()):
+        offered = sorted(catalog.architectures(catalog.family_of(task)))
+        fresh = [one for one in offered if one not in seen]
+        yield from ((name, one) for one in fresh or offered[:1])
+        seen.update(fresh)
+
+
 TRAINING = {"epochs": 3, "batch_size": 16}
 ALWAYS = {"checkpoint_seconds": 0.0, "checkpoint_share": 1.0}
 
@@ -88,7 +94,7 @@ def death(draw: Random, steps: int) -> Death:
     return Death(place, nth, draw.choice([0.0, draw.uniform(0, 0.01), draw.uniform(0, 0.2)]))
 
 
-@pytest.mark.parametrize(("task", "architecture"), PAIRS)
+@pytest.mark.parametrize(("task", "architecture"), list(pairs()))
 def test_a_training_killed_anywhere_ends_with_the_same_bits(
     task: str, architecture: str, busy_shop: Shop, seed: int, kills: int, tally: Tally
 ) -> None:
