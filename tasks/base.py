@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -19,6 +19,7 @@ from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import SplitOptions, overlap, split
 
 Model = TypeVar("Model", bound=BaseModel)
+Read = TypeVar("Read")
 Metrics = dict[str, float]
 
 
@@ -215,14 +216,7 @@ class Task(Option):
 
         Raises Invalid with every problem found, each naming file, row and column.
         """
-        frames, problems = {}, []
-        for name, upload in files.items():
-            try:
-                frames[name] = cls.read(upload, options)
-            except Invalid as error:
-                problems += [p._replace(loc=(name, *p.loc)) for p in error.problems]
-        if problems:
-            raise Invalid(*problems)
+        frames = read_each(files, lambda upload: cls.read(upload, options))
         whole = frames.get("train", frames.get("file"))
         assert whole is not None, "the route asks for `file` or `train`"
         splits = split(frames, options.split, cls.stratum(whole, options))
@@ -298,6 +292,19 @@ class Task(Option):
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
         return dict(self.score(predictions, examples))
+
+
+def read_each(files: Mapping[str, Upload], read: Callable[[Upload], Read]) -> dict[str, Read]:
+    """What is read of each uploaded file. Raises Invalid with the problems of all, each naming its file."""
+    found, problems = {}, []
+    for name, upload in files.items():
+        try:
+            found[name] = read(upload)
+        except Invalid as error:
+            problems += [p._replace(loc=(name, *p.loc)) for p in error.problems]
+    if problems:
+        raise Invalid(*problems)
+    return found
 
 
 @cache

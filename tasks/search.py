@@ -25,6 +25,7 @@ from tasks.base import (
     Metrics,
     Objective,
     Upload,
+    read_each,
     read_fields,
 )
 from tasks.parts.collections import (
@@ -212,14 +213,7 @@ class Search(TextTask):
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
         """The documents of all files are one corpus, which lies in the train split, before its queries."""
-        found, problems = {}, []
-        for name, upload in files.items():
-            try:
-                found[name] = read_corpus(upload, options)
-            except Invalid as error:
-                problems += [p._replace(loc=(name, *p.loc)) for p in error.problems]
-        if problems:
-            raise Invalid(*problems)
+        found = read_each(files, lambda upload: read_corpus(upload, options))
         documents = together(found)
         queries = split_queries(found, documents, options)
         splits = {

@@ -169,7 +169,7 @@ class TextPairClassification(TextTask):
             ways.replace("", None).alias("direction"),
             to_text(columns["label"]),
         )
-        check_both_present(examples)
+        check_present(examples, "text_a", "text_b")
         return examples
 
     @classmethod
@@ -268,18 +268,6 @@ class TextPairClassification(TextTask):
 
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         return evaluate_labels(predictions, examples["label"].to_list())
-
-
-def check_both_present(examples: pl.DataFrame) -> None:
-    """Raises Invalid, naming the lines, when pairs lack one of their texts."""
-    problems: list[Problem] = []
-    for column in ("text_a", "text_b"):
-        try:
-            check_present(examples, column)
-        except Invalid as error:
-            problems += error.problems
-    if problems:
-        raise Invalid(*problems)
 
 
 def _directions(train: pl.DataFrame) -> list[str]:

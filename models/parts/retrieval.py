@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from models.base import SENTENCE_END, Backbone, Batch, Learner, Supervised
 from models.parts.pooling import inside
 from models.parts.precision import autocast
+from models.parts.ragged import padded
 from models.parts.training import Training, Transfer
 
 HITS = 100
@@ -39,10 +40,7 @@ class Sequences(NamedTuple):
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Those at `index` (B,), padded with 0 to (B, T), and their lengths (B,)."""
-        starts, lengths = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
-        places = torch.arange(int(lengths.max()), device=index.device)
-        values = self.values[(starts[:, None] + places).clamp(max=len(self.values) - 1)]
-        return values * (places < lengths[:, None]), lengths
+        return padded(self.values, self.offsets, index)
 
     def frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
         """Each pair of an id and a sequence that has it, in this order, and how often: three of (P,)."""

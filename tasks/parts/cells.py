@@ -8,14 +8,14 @@ from typing import Any
 import polars as pl
 
 from tasks.parts.column_types import BOOLEANS, MISSING, WANTED, ColumnType, to_dates
-from tasks.parts.problems import Problem
+from tasks.parts.problems import Problem, short
 
 Cell = str | float | bool | datetime | None
 
 
 def bad_value(cell: Any, column: ColumnType) -> Problem:
     allowed = WANTED[column.type] + (f" written {column.format}" if column.format else "")
-    return Problem((column.name,), "wrong type of value", repr(cell)[:80], f"{allowed}, or null")
+    return Problem((column.name,), "wrong type of value", short(cell), f"{allowed}, or null")
 
 
 def read_cell(cell: Any, column: ColumnType) -> Cell:

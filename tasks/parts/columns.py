@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.base import Batch
+from models.parts.ragged import padded
 
 
 class Column(Protocol):
@@ -71,11 +72,7 @@ class Ragged:
 
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
         """Values padded with 0 (B, T, ...), T the longest of these, and lengths (B,)."""
-        starts, lengths = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
-        places = torch.arange(int(lengths.max()))
-        inside = places < lengths[:, None]
-        values = self.values[(starts[:, None] + places).clamp(max=len(self.values) - 1)]
-        return values * inside.view(*inside.shape, *[1] * (values.dim() - 2)), lengths
+        return padded(self.values, self.offsets, index)
 
     def select(self, index: Tensor) -> "Ragged":
         starts, lengths = self.offsets[index], self.lengths[index]

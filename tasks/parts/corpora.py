@@ -13,9 +13,16 @@ import polars as pl
 from tasks.base import DatasetOptions, Upload
 from tasks.parts.archives import Archive, is_clutter, open_archive
 from tasks.parts.column_types import to_text
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.splits import LINE
-from tasks.parts.tables import MAX_LINE, Faults, check_mapping, pick_column, read_table
+from tasks.parts.tables import (
+    MAX_LINE,
+    Faults,
+    check_mapping,
+    is_unstorable,
+    pick_column,
+    read_table,
+)
 from tasks.parts.texts import check_present, choose_columns
 from tasks.parts.vocabulary import MAX_TEXT
 
@@ -104,8 +111,7 @@ def _of_table(frame: pl.DataFrame, options: DatasetOptions) -> Corpus:
         if name is not None and name != options.split.by:
             columns[role] = to_text(frame[name]).alias(role)
     table = pl.DataFrame([*columns.values(), frame[LINE]])
-    for role in needed:
-        check_present(table, role)
+    check_present(table, *needed)
     title = columns.get("title", pl.Series("title", [None] * table.height, pl.String))
     table = table.with_columns(title.fill_null(""))
     made = [_id_of(*texts) for texts in table.select("title", "text").iter_rows()]
@@ -267,7 +273,7 @@ def _texts(archive: Archive, name: str, faults: Faults) -> dict[str, tuple[str, 
             faults.add(loc, "not JSON", str(error), "one object per line")
             continue
         if not isinstance(value, dict):
-            faults.add(loc, "not an object", repr(value)[:80], '{"_id": ..., "text": ...}')
+            faults.add(loc, "not an object", short(value), '{"_id": ..., "text": ...}')
             continue
         id: Any = value.get("_id", value.get("id"))
         if isinstance(id, int) and not isinstance(id, bool):
@@ -279,9 +285,7 @@ def _texts(archive: Archive, name: str, faults: Faults) -> dict[str, tuple[str, 
         }
         wrong = [(field, given) for field, given in fields.items() if not _is_text(given)]
         for field, given in wrong:
-            faults.add(
-                (*loc, field), "not a text", repr(given)[:80], f"up to {MAX_TEXT} characters"
-            )
+            faults.add((*loc, field), "not a text", short(given), f"up to {MAX_TEXT} characters")
         if wrong:
             continue
         if id in found:
@@ -293,9 +297,7 @@ def _texts(archive: Archive, name: str, faults: Faults) -> dict[str, tuple[str, 
 
 
 def _is_text(value: Any) -> bool:
-    if not isinstance(value, str) or len(value) > MAX_TEXT or "\0" in value:
-        return False
-    return value.isascii() or not any("\ud800" <= mark <= "\udfff" for mark in value)
+    return isinstance(value, str) and len(value) <= MAX_TEXT and not is_unstorable(value)
 
 
 def _judgements(

@@ -1,6 +1,5 @@
 """Documents with clusters of mentions: CoNLL-2012 and JSONL files to frames, with every fault named by its line."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from tasks.base import Upload
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.splits import LINE
-from tasks.parts.tables import Faults, text_lines
+from tasks.parts.tables import Faults, is_unstorable, objects, text_lines
 
 DOCUMENT_FORMATS: dict[str, str] = {
     "conll": "CoNLL-2012, minimal or full: `#begin document (name); part 000`, a line per token with document, part, "
@@ -174,17 +173,7 @@ def _read_token(document: _Document, line: str, number: int, faults: Faults) -> 
 def _read_jsonl(
     path: Path, mapping: Mapping[str, str], kept: Sequence[str], faults: Faults
 ) -> Iterator[tuple[Any, ...]]:
-    for number, line in enumerate(text_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            faults.add(("line", number), "not JSON", str(error), "one object per line")
-            continue
-        if not isinstance(found, dict):
-            faults.add(("line", number), "not an object", _short(found), DOCUMENT_FORMATS["jsonl"])
-            continue
+    for number, found in objects(path, faults, DOCUMENT_FORMATS["jsonl"]):
         row = _row(found, mapping, number, faults)
         if row is not None:
             others = [None if found.get(name) is None else str(found[name]) for name in kept]
@@ -220,13 +209,13 @@ def _row(
 def check_sentences(value: Any, name: str) -> list[Problem]:
     """What is wrong with the sentences of a document, if they should be lists of tokens."""
     if not (isinstance(value, list) and all(isinstance(sentence, list) for sentence in value)):
-        return [Problem((name,), "not lists of tokens", _short(value), [["Ann", "left"]])]
+        return [Problem((name,), "not lists of tokens", short(value), [["Ann", "left"]])]
     words = sum(map(len, value))
     if not 1 <= words <= MAX_WORDS:
         allowed = f"1 to {MAX_WORDS} tokens; cut longer documents into parts"
         return [Problem((name,), "no such length of a document", words, allowed)]
     return [
-        Problem((name, place, at), "not a token", _short(token), "text that is not empty")
+        Problem((name, place, at), "not a token", short(token), "text that is not empty")
         for place, sentence in enumerate(value)
         for at, token in enumerate(sentence)
         if not _is_token(token)
@@ -234,16 +223,14 @@ def check_sentences(value: Any, name: str) -> list[Problem]:
 
 
 def _is_token(token: Any) -> bool:
-    if not isinstance(token, str) or not token.strip() or "\0" in token:
-        return False
-    return token.isascii() or not any("\ud800" <= mark <= "\udfff" for mark in token)
+    return isinstance(token, str) and bool(token.strip()) and not is_unstorable(token)
 
 
 def _check_clusters(
     clusters: Any, sentences: list[list[str]], name: str, *, flat: bool
 ) -> list[Problem]:
     if not (isinstance(clusters, list) and all(isinstance(cluster, list) for cluster in clusters)):
-        return [Problem((name,), "not lists of mentions", _short(clusters), [[[0, 0, 1]]])]
+        return [Problem((name,), "not lists of mentions", short(clusters), [[[0, 0, 1]]])]
     spans = [m for cluster in clusters for m in cluster]
     if flat:
         spans = [[0, *m] if isinstance(m, list) else m for m in spans]
@@ -269,7 +256,7 @@ def check_mentions(
 def _check_mention(mention: Any, sentences: Sequence[Sequence[str]]) -> Problem | None:
     if not isinstance(mention, list | tuple) or [type(n) for n in mention] != [int, int, int]:
         allowed = "numbers: sentence, first token, token behind the last"
-        return Problem((), "not a mention", _short(mention), allowed)
+        return Problem((), "not a mention", short(mention), allowed)
     sentence, first, behind = mention
     if not 0 <= sentence < len(sentences):
         return Problem((), "no such sentence", sentence, f"0 to {len(sentences) - 1}")
@@ -277,7 +264,3 @@ def _check_mention(mention: Any, sentences: Sequence[Sequence[str]]) -> Problem 
         allowed = f"first < behind, both within 0 to {len(sentences[sentence])}"
         return Problem((), "outside its sentence", [first, behind], allowed)
     return None
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]

@@ -28,3 +28,8 @@ def describe(problem: Problem) -> str:
     found = f", found {problem.found!r}" if problem.found is not None else ""
     allowed = f", allowed: {problem.allowed}" if problem.allowed is not None else ""
     return f"{place}: {problem.msg}{found}{allowed}"
+
+
+def short(value: Any) -> str:
+    """A value as a problem shows it."""
+    return repr(value)[:80]

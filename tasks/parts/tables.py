@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from tasks.base import Upload
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.splits import LINE, shown
 
 TABLE_FORMATS: dict[str, str] = {
@@ -106,7 +107,7 @@ class Faults:
             raise Invalid(*self.found)
 
 
-def text_lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Generator[str, None, None]:
     """The lines of a UTF-8 file with their ends, without a byte order mark.
 
     Raises Invalid for bytes that are not UTF-8, NUL bytes and endless lines, naming line and byte.
@@ -192,18 +193,20 @@ def _read_delimited(path: Path, mark: str, quoting: int) -> pl.DataFrame:
 
 def _rows(path: Path, mark: str, quoting: int, faults: Faults) -> Iterator[tuple[int, list[str]]]:
     """Each row and the line it begins on; blank lines are skipped."""
-    reader = csv.reader(text_lines(path), delimiter=mark, quoting=quoting, strict=True)  # type: ignore[arg-type]
-    while True:
-        begin = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            _broken(begin, str(error), faults)
-            continue
-        if row:
-            yield begin, row
+    # Closed at once when a fault ends the reading, and not whenever memory is tidied up.
+    with closing(text_lines(path)) as lines:
+        reader = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)  # type: ignore[arg-type]
+        while True:
+            begin = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                _broken(begin, str(error), faults)
+                continue
+            if row:
+                yield begin, row
 
 
 def _broken(line: int, error: str, faults: Faults) -> None:
@@ -252,35 +255,40 @@ def _chunk(rows: list[tuple[int, list[str]]], names: list[str]) -> pl.DataFrame:
 
 def _read_jsonl(path: Path, lists: bool = False) -> pl.DataFrame:
     faults = Faults()
-    objects = (
+    sound = (
         (number, found)
-        for number, line in enumerate(text_lines(path), start=1)
-        if line.strip() and (found := _object(line, number, faults, lists)) is not None
+        for number, found in objects(path, faults)
+        if _is_row(found, number, faults, lists)
     )
-    frames = [_frame(some, faults) for some in batches(objects)]
+    frames = [_frame(some, faults) for some in batches(sound)]
     faults.check()
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
-def _object(line: str, number: int, faults: Faults, lists: bool) -> dict[str, Any] | None:
-    found = parse_object(line, number, faults)
-    if found is None:
-        return None
+def _is_row(found: dict[str, Any], number: int, faults: Faults, lists: bool) -> bool:
     sound = [_check_cell(name, cell, number, faults, lists=lists) for name, cell in found.items()]
-    return found if all(sound) else None
+    return all(sound)
 
 
-def parse_object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
-    """The object in a line of JSON, whatever its values are; None, and a fault, if there is none."""
-    try:
-        found = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        faults.add(("line", number), "not JSON", str(error), "one object per line")
-        return None
-    if not isinstance(found, dict):
-        faults.add(("line", number), "not an object", _short(found), '{"column": value, ...}')
-        return None
-    return found
+def objects(
+    path: Path, faults: Faults, like: str = '{"column": value, ...}'
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, whatever their values are, and the lines they stand on.
+
+    A line without one becomes a fault, which says that `like` this it would be right.
+    """
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            faults.add(("line", number), "not JSON", str(error), "one object per line")
+            continue
+        if isinstance(found, dict):
+            yield number, found
+        else:
+            faults.add(("line", number), "not an object", short(found), like)
 
 
 def _no_number(word: str) -> NoReturn:
@@ -303,7 +311,7 @@ def _check_cell(name: str, cell: Any, number: int, faults: Faults, *, lists: boo
         msg = "the number is too large"
     if msg is None:
         return True
-    faults.add(("line", number, name), msg, _short(cell), "text, a number, true, false or null")
+    faults.add(("line", number, name), msg, short(cell), "text, a number, true, false or null")
     return False
 
 
@@ -334,10 +342,6 @@ def _series(name: str, cells: list[Any]) -> pl.Series:
     return pl.Series(
         name, [c if c is None or isinstance(c, str) else json.dumps(c) for c in cells], pl.String
     )
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]
 
 
 # Parquet

@@ -20,7 +20,7 @@ from tasks.parts.column_types import (
     convert,
 )
 from tasks.parts.columns import Columns, Dense
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.rows import truth
 from tasks.parts.splits import shown
 from tasks.parts.tables import SHOWN
@@ -143,7 +143,7 @@ class TabularCodec(Codec):
             value = value.root
         if not isinstance(value, dict):
             allowed = '{"column": value, ...}'
-            raise Invalid(Problem((), "not a row", repr(value)[:80], allowed))
+            raise Invalid(Problem((), "not a row", short(value), allowed))
         row: dict[str, Cell] = {}
         problems = []
         for name, cell in value.items():

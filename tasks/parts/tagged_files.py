@@ -9,7 +9,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from tasks.base import DatasetOptions, Upload
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.sentences import MAX_TOKENS, cut, starts_in
 from tasks.parts.splits import LINE
 from tasks.parts.tables import (
@@ -17,7 +17,7 @@ from tasks.parts.tables import (
     Faults,
     check_mapping,
     is_unstorable,
-    parse_object,
+    objects,
     table_format,
     text_lines,
 )
@@ -71,8 +71,8 @@ def read_tagged(
     form = options.format or _found_format(upload)
     faults = Faults()
     if form in ("jsonl", "parquet"):
-        objects = _parquet(upload.path) if form == "parquet" else _objects(upload.path, faults)
-        examples = list(_read_objects(objects, options, others, faults))
+        found = _parquet(upload.path) if form == "parquet" else objects(upload.path, faults)
+        examples = list(_read_objects(found, options, others, faults))
     elif form in ("conll", "conllu") and not others:
         examples = list(_read_columns(upload.path, form, options.column_mapping, faults))
     else:
@@ -194,12 +194,6 @@ def _chosen(form: str, width: int, mapping: Mapping[str, str], line: int) -> tup
 # JSON Lines and Parquet
 
 
-def _objects(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text_lines(path), start=1):
-        if line.strip() and (found := parse_object(line, number, faults)) is not None:
-            yield number, found
-
-
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
@@ -227,13 +221,13 @@ def _check_size(scan: pl.LazyFrame) -> None:
 
 
 def _read_objects(
-    objects: Iterator[tuple[int, dict[str, Any]]],
+    given: Iterator[tuple[int, dict[str, Any]]],
     options: DatasetOptions,
     others: Mapping[str, Sequence[str]],
     faults: Faults,
 ) -> Iterator[Example]:
     names: dict[str, str] = {}
-    for line, found in objects:
+    for line, found in given:
         if not names:
             names = _names(found, options, others)
         example = _of_spans if "spans" in names else _of_tokens
@@ -290,7 +284,7 @@ def _names(
 def _is_text(value: Any, line: int, name: str, faults: Faults) -> bool:
     if isinstance(value, str) and value and not is_unstorable(value):
         return True
-    faults.add(("line", line, name), "not a text", _short(value), "a text")
+    faults.add(("line", line, name), "not a text", short(value), "a text")
     return False
 
 
@@ -304,7 +298,7 @@ def _of_tokens(
             isinstance(v, str) and not is_unstorable(v) for v in value
         )
         if not sound:
-            faults.add(("line", line, names[role]), _NO_TEXTS, _short(value), '["...", "..."]')
+            faults.add(("line", line, names[role]), _NO_TEXTS, short(value), '["...", "..."]')
         elif len(value) > MAX_TOKENS:  # type: ignore[arg-type]
             allowed = f"at most {MAX_TOKENS}"
             faults.add(("line", line, names[role]), "too many tokens", len(value), allowed)  # type: ignore[arg-type]
@@ -325,10 +319,10 @@ def _of_spans(
 ) -> Example | None:
     text, spans = found.get(names["text"]), found.get(names["spans"])
     if not isinstance(text, str) or is_unstorable(text):
-        faults.add(("line", line, names["text"]), "not a text", _short(text), "a text")
+        faults.add(("line", line, names["text"]), "not a text", short(text), "a text")
         return None
     if not isinstance(spans, list):
-        faults.add(("line", line, names["spans"]), "not a list", _short(spans), "a list of spans")
+        faults.add(("line", line, names["spans"]), "not a list", short(spans), "a list of spans")
         return None
     loc = ("line", line, names["spans"])
     sound = [
@@ -369,7 +363,7 @@ def _span(
         or not text[start:end].strip()
     ):
         allowed = f"a label, and 0 <= start < end <= {len(text)} around more than spaces"
-        faults.add((*loc, place), "not a span of the text", _short(given), allowed)
+        faults.add((*loc, place), "not a span of the text", short(given), allowed)
         return None
     return Span(label, start, end)
 
@@ -387,7 +381,3 @@ def _on_tokens(spans: Sequence[Span], text: str, tokens: Sequence[str]) -> list[
             last += 1
         placed.append(Span(label, first, last))
     return placed
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]

@@ -48,10 +48,11 @@ def choose_columns(
     return {role: frame[name].cast(pl.String).alias(role) for role, name in names.items() if name}
 
 
-def check_present(frame: pl.DataFrame, column: str) -> None:
+def check_present(frame: pl.DataFrame, *columns: str) -> None:
     """Raises Invalid, naming the lines, when examples have no text at all; an empty one is a text."""
     problems = [
         Problem(("line", line_of(frame, row), column), "there is no text", None, "a text")
+        for column in columns
         for row in frame[column].is_null().arg_true()[: Invalid.LIMIT]
     ]
     if problems:
