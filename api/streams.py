@@ -20,11 +20,19 @@ def asked_for(request: Request) -> bool:
     return EVENTS in request.headers.get("Accept", "")
 
 
-async def begin(serving: Serving, model: Ready, inputs: Sequence[Any]) -> AsyncIterator[Piece]:
-    """What a model of texts goes on with after the only input. Raises Invalid and Busy."""
+async def begin(
+    serving: Serving,
+    model: Ready,
+    inputs: Sequence[Any],
+    asked_by: tuple[str, ...] = ("header", "Accept"),
+) -> AsyncIterator[Piece]:
+    """What a model of texts goes on with after the only input; `asked_by` is where a request says so.
+
+    Raises Invalid and Busy.
+    """
     if not issubclass(model.task.prediction_type, Generated):
         found, allowed = model.task.name, "a model for text-generation"
-        raise Invalid(Problem(("header", "Accept"), "nothing to be sent in pieces", found, allowed))
+        raise Invalid(Problem(asked_by, "nothing to be sent in pieces", found, allowed))
     if len(inputs) != 1:
         message = "one text at a time is sent in pieces"
         raise Invalid(Problem(("inputs",), message, len(inputs), 1))

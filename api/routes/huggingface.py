@@ -237,7 +237,8 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     sent = _sent(request, body, model.task)
     if sent.stream:
         _, inputs, _ = _asked(sent, model.task)
-        return streams.answer(_events(await streams.begin(serving, model, inputs)))
+        pieces = await streams.begin(serving, model, inputs, ("stream",))
+        return streams.answer(_events(pieces))
     large = is_large(body, model.task)
     answer = _of_inputs if sent.table is None else _of_table
     return _json(await answer(sent, model.task, partial(serving.predict, model, large=large)))

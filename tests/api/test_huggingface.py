@@ -376,3 +376,9 @@ def test_the_client_reads_a_text_at_once_and_as_it_is_written(served: Served) ->
     assert last.details.input_length > 0
     with pytest.raises(HfHubHTTPError, match="max_new_tokens"):
         asking.text_generation("All cats", max_new_tokens=-1)
+
+
+def test_what_is_not_written_cannot_be_sent_as_it_is_written(served: Served) -> None:
+    answer = served.post("/hf/models/reviews", json={"inputs": "good", "stream": True})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["loc"] == ["stream"]
