@@ -7,9 +7,6 @@ from itertools import pairwise
 from typing import Any
 from unicodedata import normalize
 
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-
 from tasks.base import Metrics
 
 WRITING_METRICS: dict[str, str] = {
@@ -34,6 +31,10 @@ _WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
 
 def score_texts(written: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
     """Every metric of `WRITING_METRICS`."""
+    # Here, because it takes 10 MiB and 0.1 s of every process that knows the tasks, and most score no texts.
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     texts = [clean(text) for text in written]
     truths = [[clean(text) for text in some] for some in references]
     rouge = [_rouge(text, some) for text, some in zip(texts, truths, strict=True)]
@@ -57,6 +58,8 @@ def worst_texts(
     written: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """The examples answered worst, by their chrF."""
+    from sacrebleu.metrics.chrf import CHRF  # as above
+
     each = CHRF()
     scores = [
         each.sentence_score(clean(text), [clean(one) for one in some]).score
