@@ -9,7 +9,7 @@ from models.base import TokenEncoder
 from models.parts.optimizers import AdamW
 from models.parts.pooling import AttentionPooling
 from models.parts.recurrent import Recurrent, RecurrentBackbone
-from models.parts.texts import passes
+from models.parts.texts import passes, token_embedding
 
 
 class Attention(TokenEncoder):
@@ -37,7 +37,8 @@ class Attention(TokenEncoder):
     def build(self, vocabulary: int, max_length: int) -> RecurrentBackbone:
         layers = [Recurrent(self._direction(), self._direction())] if self.context == "lstm" else []
         pool = Hops(self.width, self.scorer, self.hops)
-        return RecurrentBackbone(vocabulary, self.width, layers, pool, self.width, self.dropout)
+        embedding = token_embedding(vocabulary, self.width)
+        return RecurrentBackbone(embedding, layers, pool, self.width, self.dropout)
 
     def _direction(self) -> nn.LSTM:
         return nn.LSTM(self.width, self.width // 2, batch_first=True)

@@ -316,12 +316,36 @@ class TableBackbone(TableLearner):
         return Supervised(backbone, nn.Linear(backbone.width, target.width), target.criterion)
 
 
+class MapBackbone(Backbone):
+    """An image backbone that also gives the feature maps on its way, each as coarse as the last one or coarser.
+
+    `widths` are their channels and `strides` how many pixels a place of each stands for, in both directions.
+    """
+
+    widths: Sequence[int]
+    strides: Sequence[int]
+
+    @abstractmethod
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) to maps (B, widths[i], H / strides[i], W / strides[i]).
+
+        H and W are multiples of the last stride; if they are not, maps may be cut or wider by one.
+        """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last of the maps: (B, width, h, w)."""
+        return self.maps(images)[-1]
+
+
 class ImageBackbone(Architecture):
     """Learns features of images."""
 
     @abstractmethod
-    def build(self, channels: int, size: tuple[int, int]) -> Backbone:
-        """Images (B, channels, *size), float32 and normalised, to feature maps (B, width, h, w)."""
+    def build(self, channels: int, size: tuple[int, int]) -> MapBackbone:
+        """Images (B, channels, *size), float32 and normalised, to feature maps (B, width, h, w).
+
+        Images of other sizes are welcome too; by `size` is chosen how often maps are halved.
+        """
 
 
 class TextEncoder(Architecture):
@@ -338,6 +362,14 @@ class TokenBackbone(Backbone):
     @abstractmethod
     def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tokens (B, T) and lengths (B,) to states (B, T, width)."""
+
+
+class SequenceEncoder(Architecture):
+    """Learns one vector per step of a sequence of vectors (of sound, of a series, of a clip), and one per sequence."""
+
+    @abstractmethod
+    def over_vectors(self, features: int, max_length: int) -> TokenBackbone:
+        """Vectors (B, T, features) in the place of tokens, 0 after the end, to states (B, T, width)."""
 
 
 class TokenEncoder(TextEncoder):

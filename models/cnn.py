@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import Backbone, ImageBackbone
+from models.base import ImageBackbone, MapBackbone
 from models.parts.layers import RISING, Activation, Norm, activation, map_norm
 from models.parts.optimizers import AdamW
 from models.parts.schedules import OneCycle
@@ -36,7 +36,7 @@ class CNN(ImageBackbone):
         0.1, ge=0, lt=1, description="Share of channels dropped in training, after each stage."
     )
 
-    def build(self, channels: int, size: tuple[int, int]) -> Backbone:
+    def build(self, channels: int, size: tuple[int, int]) -> MapBackbone:
         return Stages(channels, size, self)
 
     def defaults(self, examples: int) -> dict[str, Any]:
@@ -44,27 +44,29 @@ class CNN(ImageBackbone):
         return chosen | ({"epochs": 30} if examples < 5_000 else {})
 
 
-class Stages(Backbone):
+class Stages(MapBackbone):
     """Stages of convolutions, each half the size of the one before while there is room."""
 
     def __init__(self, channels: int, size: tuple[int, int], options: CNN) -> None:
         super().__init__()
-        stages, side = [], min(size)
+        stages, strides, side, stride = [], [], min(size), 1
         for width in options.channels:
             pools = side >= SMALLEST
             stages.append(stage(channels, width, pools, options))
             channels, side = width, side // 2 if pools else side
+            stride = 2 * stride if pools else stride
+            strides.append(stride)
         self.stages = nn.ModuleList(stages)
-        self.width = channels
+        self.width, self.widths, self.strides = channels, options.channels, strides
 
     def blocks(self) -> list[nn.Module]:
         return list(self.stages)
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps = images.contiguous(memory_format=torch.channels_last)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        found = [images.contiguous(memory_format=torch.channels_last)]
         for part in self.stages:
-            maps = part(maps)
-        return maps
+            found.append(part(found[-1]))
+        return found[1:]
 
 
 def stage(inputs: int, width: int, pools: bool, options: CNN) -> nn.Sequential:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import Backbone, ImageBackbone
+from models.base import ImageBackbone, MapBackbone
 from models.parts.layers import Norm, map_norm
 from models.parts.optimizers import AdamW
 from models.parts.schedules import OneCycle
@@ -43,7 +43,7 @@ class ResNet(ImageBackbone):
         0.0, ge=0, lt=1, description="Share of channels dropped in training, after each stage."
     )
 
-    def build(self, channels: int, size: tuple[int, int]) -> Backbone:
+    def build(self, channels: int, size: tuple[int, int]) -> MapBackbone:
         return Residual(channels, size, self)
 
     def defaults(self, examples: int) -> dict[str, Any]:
@@ -89,34 +89,37 @@ class Block(nn.Module):
         return y.relu()
 
 
-class Residual(Backbone):
+class Residual(MapBackbone):
     """A stem and stages of blocks."""
 
     def __init__(self, channels: int, size: tuple[int, int], options: ResNet) -> None:
         super().__init__()
         small = min(size) < SMALL_IMAGE
         self.stem = stem(channels, options.width, small, options.norm)
-        side = min(size) if small else min(size) // 4
-        inputs, stages = options.width, []
+        reach = 1 if small else 4
+        side = min(size) // reach
+        inputs, stages, widths, strides = options.width, [], [], []
         for number, depth in enumerate(options.depths):
             stride = 2 if number > 0 and side >= SMALLEST else 1
             blocks = [Block(inputs, options.width * 2**number, stride, options)]
-            inputs, side = blocks[0].width, side // stride
+            inputs, side, reach = blocks[0].width, side // stride, reach * stride
+            widths.append(inputs)
+            strides.append(reach)
             blocks += [
                 Block(inputs, options.width * 2**number, 1, options) for _ in range(depth - 1)
             ]
             stages.append(nn.Sequential(*blocks, nn.Dropout2d(options.dropout)))
         self.stages = nn.ModuleList(stages)
-        self.width = inputs
+        self.width, self.widths, self.strides = inputs, widths, strides
 
     def blocks(self) -> list[nn.Module]:
         return [self.stem, *self.stages]
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
+    def maps(self, images: Tensor) -> list[Tensor]:
+        found = [self.stem(images.contiguous(memory_format=torch.channels_last))]
         for stage in self.stages:
-            maps = stage(maps)
-        return maps
+            found.append(stage(found[-1]))
+        return found[1:]
 
 
 def stem(channels: int, width: int, small: bool, norm: Norm) -> nn.Sequential:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import CausalBackbone, CausalEncoder, State
+from models.base import CausalBackbone, CausalEncoder, SequenceEncoder, State
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, inside, pooling
 from models.parts.schedules import Cosine
@@ -15,8 +15,8 @@ from models.parts.texts import passes, token_embedding
 from models.parts.transformer import TransformerLayer, sinusoids
 
 
-class Transformer(CausalEncoder):
-    """Self-attention layers over tokens and their positions (Vaswani et al., 2017)."""
+class Transformer(CausalEncoder, SequenceEncoder):
+    """Self-attention layers over tokens, or other steps, and their positions (Vaswani et al., 2017)."""
 
     name: Literal["transformer"] = "transformer"
     width: int = Field(
@@ -45,7 +45,10 @@ class Transformer(CausalEncoder):
         return self
 
     def build(self, vocabulary: int, max_length: int) -> CausalBackbone:
-        return TransformerBackbone(vocabulary, max_length, self)
+        return TransformerBackbone(token_embedding(vocabulary, self.width), max_length, self)
+
+    def over_vectors(self, features: int, max_length: int) -> CausalBackbone:
+        return TransformerBackbone(nn.Linear(features, self.width), max_length, self)
 
     def one_way(self) -> Self:
         return self.model_copy(update={"causal": True, "pooling": "mean"})
@@ -61,9 +64,9 @@ class Transformer(CausalEncoder):
 class Embeddings(nn.Module):
     """Token embeddings and their positions."""
 
-    def __init__(self, vocabulary: int, max_length: int, options: Transformer) -> None:
+    def __init__(self, tokens: nn.Module, max_length: int, options: Transformer) -> None:
         super().__init__()
-        self.tokens = token_embedding(vocabulary, options.width)
+        self.tokens = tokens
         self.places: Tensor
         if options.positions == "learned":
             places = 0.02 * torch.randn(max_length, options.width)
@@ -82,10 +85,10 @@ class Embeddings(nn.Module):
 class TransformerBackbone(CausalBackbone):
     """Embeddings, transformer layers, and a pooling of their states."""
 
-    def __init__(self, vocabulary: int, max_length: int, options: Transformer) -> None:
+    def __init__(self, tokens: nn.Module, max_length: int, options: Transformer) -> None:
         super().__init__()
         width = options.width
-        self.embeddings = Embeddings(vocabulary, max_length, options)
+        self.embeddings = Embeddings(tokens, max_length, options)
         self.layers = nn.ModuleList(
             TransformerLayer(width, options.heads, options.feedforward, options.dropout)
             for _ in range(options.layers)

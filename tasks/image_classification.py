@@ -9,17 +9,16 @@ import polars as pl
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.base import Architecture, Backbone, ImageBackbone, Supervised
 from models.cnn import CNN
 from models.parts.losses import ClassificationLoss, CrossEntropy
-from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.options import AUTO, Auto, OneOf
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.parts.archives import Limits, class_folders, open_archive
+from tasks.parts.augmentation import Augmentation
 from tasks.parts.columns import Columns, Dense
-from tasks.parts.examples import pieces
 from tasks.parts.images import (
     MAX_BYTES,
     ImageFacts,
@@ -28,8 +27,6 @@ from tasks.parts.images import (
     black,
     decode,
     decode_all,
-    each,
-    inspect,
     read_image,
 )
 from tasks.parts.labels import (
@@ -42,77 +39,13 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
+from tasks.parts.pictures import look, pixel_moments, refuse_foreign, summary
 from tasks.parts.problems import Invalid, Problem
 
 FORMAT = "class-folders"
 SPLIT = "split"
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 512, 8
 _LIMITS = Limits(member=MAX_BYTES)
-_SAMPLE_PIXELS = 1 << 24  # enough to take their mean and spread from
-
-
-class Augmentation(Plain):
-    """How training images are varied at random, anew in every step; nothing by default."""
-
-    shift: float = Field(0.0, ge=0, le=0.5, description="Moved by up to this share of the side.")
-    zoom: float = Field(0.0, ge=0, le=0.5, description="Enlarged or shrunk by up to this share.")
-    rotate: float = Field(0.0, ge=0, le=180, description="Turned by up to so many degrees.")
-    flip: bool = Field(
-        False,
-        description="Every second one mirrored; wrong where left and right matter, as in writing.",
-    )
-    light: float = Field(
-        0.0, ge=0, le=1, description="Brightness and contrast changed by up to this share."
-    )
-
-    def move(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of bytes or floats, each moved by draws from torch's own generator."""
-        if max(self.zoom, self.rotate) > 0:
-            grid = F.affine_grid(self._placements(images), list(images.shape), align_corners=False)
-            return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-        # By whole pixels nothing is computed from neighbours, and bytes stay bytes.
-        return self._cut(images) if self.flip or self.shift else images
-
-    def relight(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W), each made darker or lighter, duller or clearer."""
-        if not self.light:
-            return images
-        contrast, brightness = _draw(images, self.light), _draw(images, self.light)
-        return images * (1 + contrast.view(-1, 1, 1, 1)) + brightness.view(-1, 1, 1, 1)
-
-    def _cut(self, images: Tensor) -> Tensor:
-        """Shifted and mirrored only; what comes in from outside repeats the edge."""
-        height, width = images.shape[2:]
-        rows = _places(height, _draw(images, self.shift * height))
-        columns = _places(width, _draw(images, self.shift * width))
-        if self.flip:
-            mirrored = _draw(images, 1) < 0
-            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        places = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (B, H * W)
-        pixels = images.flatten(2)
-        return pixels.gather(2, places[:, None].expand_as(pixels)).view_as(images)
-
-    def _placements(self, images: Tensor) -> Tensor:
-        """Affine maps (B, 2, 3) from places in the result to places in the image."""
-        angle = _draw(images, math.radians(self.rotate))
-        size = 1 + _draw(images, self.zoom)
-        mirror = _draw(images, 1).sign() if self.flip else torch.ones_like(angle)
-        cos, sin = angle.cos() * size, angle.sin() * size
-        # The coordinates run from -1 to 1: a share of the side is twice as much.
-        across, down = _draw(images, 2 * self.shift), _draw(images, 2 * self.shift)
-        rows = torch.stack([mirror * cos, -sin, across, mirror * sin, cos, down], dim=1)
-        return rows.view(-1, 2, 3)
-
-
-def _places(side: int, moves: Tensor) -> Tensor:
-    """Where the pixels along a side come from (B, side) when images move by so many pixels (B,)."""
-    along = torch.arange(side, device=moves.device)
-    return (along + moves.round().long()[:, None]).clamp(0, side - 1)
-
-
-def _draw(images: Tensor, span: float) -> Tensor:
-    """A number in [-span, span) for each image (B,)."""
-    return (torch.rand(len(images), device=images.device) * 2 - 1) * span
 
 
 class ImageCodec(LabelCodec):
@@ -205,7 +138,7 @@ class ImageClassification(Task):
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
         """As every task; one `file` with folders per split is split by them."""
-        _refuse_foreign(options)
+        refuse_foreign(options.format, options.column_mapping, [FORMAT])
         if "file" in files and options.split.by is None and _has_split_folders(files["file"]):
             by_folder = options.split.model_copy(update={"by": SPLIT})
             options = options.model_copy(update={"split": by_folder})
@@ -230,7 +163,7 @@ class ImageClassification(Task):
                     SPLIT: pl.String,
                 },
             )
-        frame = frame.with_columns(_facts(frame))
+        frame = frame.with_columns(look(frame))
         return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
 
     @classmethod
@@ -259,7 +192,7 @@ class ImageClassification(Task):
             "height": facts["height"].median(),
             "colour": bool(facts["colour"].any()),
         }
-        report = {**balance(splits, "label"), **_summary(facts)}
+        report = {**balance(splits, "label"), **summary(facts)}
         examples = {name: frame.select("image", "label", "name") for name, frame in splits.items()}
         return examples, schema, report
 
@@ -282,7 +215,7 @@ class ImageClassification(Task):
         if base is not None:
             return _relabelled(base, labels, counts)
         side, channels = self.image_size, self.channels
-        mean, std = _pixel_moments(train.select("image"), side, channels, sum(counts))
+        mean, std = pixel_moments(train.select("image"), side, channels, sum(counts))
         return ImageCodec(
             labels=labels, counts=counts, side=side, channels=channels, mean=mean, std=std
         )
@@ -312,17 +245,6 @@ def _relabelled(base: Any, labels: list[str], counts: list[int]) -> ImageCodec:
     return base.model_copy(update={"labels": labels, "counts": counts})
 
 
-def _refuse_foreign(options: DatasetOptions) -> None:
-    """Raises Invalid for options that mean nothing for a zip of folders."""
-    if options.format not in (None, FORMAT):
-        raise Invalid(Problem(("options", "format"), "no such format", options.format, [FORMAT]))
-    if options.column_mapping:
-        found = sorted(options.column_mapping)
-        raise Invalid(
-            Problem(("options", "column_mapping"), "class folders have no columns", found, {})
-        )
-
-
 def _has_split_folders(upload: Upload) -> bool:
     try:
         with open_archive(upload.path, _LIMITS) as archive:
@@ -331,52 +253,8 @@ def _has_split_folders(upload: Upload) -> bool:
         return False  # said, with its place, when the file is read
 
 
-def _facts(frame: pl.DataFrame) -> pl.DataFrame:
-    """What every image of a frame is like. Raises Invalid, naming those that cannot be decoded."""
-    seen = each(frame["image"], lambda _, data: inspect(data))
-    problems = [
-        problem._replace(loc=(name, *problem.loc))
-        for name, fault in zip(frame["name"], seen, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
-    return pl.DataFrame(seen, schema=ImageFacts._fields, orient="row")
-
-
-def _summary(facts: pl.DataFrame) -> dict[str, Any]:
-    """Sizes in pixels, and how many images are stored how."""
-    sizes = {
-        name: {"min": side.min(), "median": side.median(), "max": side.max()}
-        for name in ("width", "height")
-        for side in [facts[name]]
-    }
-    return {
-        **sizes,
-        "modes": dict(facts["mode"].value_counts(sort=True).iter_rows()),
-        "animated": int(facts["animated"].sum()),
-        "colour": int(facts["colour"].sum()),
-    }
-
-
 def _side(facts: Facts) -> int:
     """The typical side of the images in steps of 8, no larger than so many examples warrant."""
     typical = math.sqrt(facts.schema["width"] * facts.schema["height"])
     most = 64 if facts.examples < 20_000 else 128
     return max(SMALLEST_SIDE, min(most, math.ceil(typical / STEP) * STEP))
-
-
-def _pixel_moments(
-    images: pl.LazyFrame, side: int, channels: int, count: int
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of so many images, in steps of 0 to 255."""
-    wanted = max(1, _SAMPLE_PIXELS // side**2)
-    every, row, sample = max(1, count // wanted), 0, []
-    for piece in pieces(images):
-        some = piece["image"].gather_every(every, offset=-row % every)
-        sample.append(decode_all(some, side, channels))
-        row += piece.height
-    pixels = torch.cat(sample).float()
-    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
-    return mean.tolist(), std.clamp(min=1).tolist()

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.base import CausalBackbone, CausalEncoder, State
+from models.base import CausalBackbone, CausalEncoder, SequenceEncoder, State
 from models.parts.optimizers import AdamW
 from models.parts.pooling import Pooling, pooling
 from models.parts.texts import passes, token_embedding
@@ -86,19 +86,18 @@ class LastState(nn.Module):
 
 
 class RecurrentBackbone(CausalBackbone):
-    """Embeddings, recurrent layers, and a pooling of their states."""
+    """An embedding of each step, recurrent layers, and a pooling of their states."""
 
     def __init__(
         self,
-        vocabulary: int,
-        embedding: int,
+        embedding: nn.Module,
         layers: list[Recurrent],
         pool: nn.Module,
         width: int,
         dropout: float,
     ) -> None:
         super().__init__()
-        self.embedding = token_embedding(vocabulary, embedding)
+        self.embedding = embedding
         self.layers = nn.ModuleList(layers)
         self.pool = pool
         self.dropout = nn.Dropout(dropout)
@@ -130,10 +129,12 @@ class RecurrentBackbone(CausalBackbone):
         return pooled
 
 
-class RecurrentEncoder(CausalEncoder):
-    """The hyperparameters of a recurrent network over texts."""
+class RecurrentEncoder(CausalEncoder, SequenceEncoder):
+    """The hyperparameters of a recurrent network over texts and other sequences."""
 
-    embedding: int = Field(128, ge=1, le=4096, description="Width of the token embeddings.")
+    embedding: int = Field(
+        128, ge=1, le=4096, description="Width of the embeddings of single steps."
+    )
     width: int = Field(
         128,
         ge=2,
@@ -155,11 +156,15 @@ class RecurrentEncoder(CausalEncoder):
         """One layer in one direction: (B, T, inputs) to (B, T, width)."""
 
     def build(self, vocabulary: int, max_length: int) -> RecurrentBackbone:
+        return self._backbone(token_embedding(vocabulary, self.embedding))
+
+    def over_vectors(self, features: int, max_length: int) -> RecurrentBackbone:
+        return self._backbone(nn.Linear(features, self.embedding))
+
+    def _backbone(self, embedding: nn.Module) -> RecurrentBackbone:
         layers = [self.layer(self.embedding)]
         layers += [self.layer(self.width) for _ in range(self.layers - 1)]
-        return RecurrentBackbone(
-            vocabulary, self.embedding, layers, self._pool(), self.width, self.dropout
-        )
+        return RecurrentBackbone(embedding, layers, self._pool(), self.width, self.dropout)
 
     def one_way(self) -> Self:
         return self.model_copy(update={"bidirectional": False, "pooling": "max"})

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
 from models.parts.options import Plain
@@ -40,6 +40,7 @@ Pixels = NDArray[np.uint8]
 
 EncodedImage = Annotated[
     bytes,
+    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
     WithJsonSchema(
         {
             "type": "string",
@@ -59,6 +60,12 @@ class ImageInput(Plain):
         description="The encoded file as base64, with or without a `data:` prefix. The string may "
         "also stand alone, in place of the object."
     )
+
+
+class ImagePrediction(Plain):
+    """An image that a model made."""
+
+    image: EncodedImage = Field(description="A PNG file as base64.")
 
 
 class ImageFacts(NamedTuple):
@@ -221,6 +228,15 @@ def _outcome(work: Callable[[int, bytes], T], row: int, data: bytes) -> T | Inva
         return work(row, data)
     except Invalid as error:
         return error
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """The file of an image (channels, height, width), of 1 or 3 channels."""
+    packed = BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
+        packed, "PNG"
+    )
+    return packed.getvalue()
 
 
 def black(side: int) -> bytes:

@@ -12,8 +12,10 @@ from models.base import (
     Batch,
     CausalBackbone,
     CausalEncoder,
+    ImageBackbone,
     Learner,
     NotTransferable,
+    SequenceEncoder,
     SequenceToSequence,
     Supervised,
     TextEncoder,
@@ -35,6 +37,8 @@ of_classes = each([a for a in toys.shipped() if not issubclass(a, SequenceToSequ
 with_backbone = each([a for a in toys.shipped() if a.has_backbone])
 of_texts = each([a for a in toys.shipped() if issubclass(a, TextEncoder)])
 one_way = each([a for a in toys.shipped() if issubclass(a, CausalEncoder)])
+of_images = each([a for a in toys.shipped() if issubclass(a, ImageBackbone)])
+of_vectors = each([a for a in toys.shipped() if issubclass(a, SequenceEncoder)])
 of_tokens = each([a for a in toys.shipped() if issubclass(a, TokenEncoder)])
 
 
@@ -259,6 +263,42 @@ def test_every_token_has_a_state_of_the_backbones_width(architecture: Architectu
     assert states.shape == (64, 12, backbone.width)
     alone = backbone.states(tokens[:1, : lengths[0]], lengths[:1])
     torch.testing.assert_close(alone[0], states[0, : lengths[0]], rtol=1e-4, atol=1e-5)
+
+
+@of_images
+@pytest.mark.parametrize("sides", [(64, 64), (64, 96), (32, 128)])
+def test_its_maps_are_as_coarse_and_as_wide_as_it_says(
+    architecture: Architecture, sides: tuple[int, int]
+) -> None:
+    assert isinstance(architecture, ImageBackbone)
+    backbone = architecture.build(3, (64, 64)).eval()
+    images = torch.rand(2, 3, *sides)
+    maps = backbone.maps(images)
+    assert [tuple(found.shape) for found in maps] == [
+        (2, width, sides[0] // stride, sides[1] // stride)
+        for width, stride in zip(backbone.widths, backbone.strides, strict=True)
+    ]
+    assert list(backbone.strides) == sorted(backbone.strides)
+    assert backbone.width == backbone.widths[-1]
+    assert torch.equal(backbone(images), maps[-1])
+
+
+@of_vectors
+def test_every_vector_of_a_sequence_has_a_state_whatever_stands_behind_it(
+    architecture: Architecture,
+) -> None:
+    assert isinstance(architecture, SequenceEncoder)
+    backbone = architecture.over_vectors(5, 16).eval()
+    vectors, lengths = torch.randn(3, 12, 5), torch.tensor([12, 7, 1])
+    vectors[torch.arange(12) >= lengths[:, None]] = 0
+    states, pooled = backbone.states(vectors, lengths), backbone(vectors, lengths)
+    assert states.shape == (3, 12, backbone.width)
+    assert pooled.shape == (3, backbone.width)
+    alone = vectors[1:2, :7], lengths[1:2]
+    torch.testing.assert_close(backbone.states(*alone)[0], states[1, :7], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(backbone(*alone)[0], pooled[1], rtol=1e-4, atol=1e-5)
+    parameters = {id(p) for block in backbone.blocks() for p in block.parameters()}
+    assert parameters == {id(p) for p in backbone.parameters()}
 
 
 def built_one_way(architecture: Architecture) -> CausalBackbone:

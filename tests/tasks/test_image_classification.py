@@ -21,7 +21,8 @@ from models.parts.schedules import OneCycle
 from models.parts.training import Training, Transfer
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Upload
-from tasks.image_classification import Augmentation, ImageClassification, ImageCodec
+from tasks.image_classification import ImageClassification, ImageCodec
+from tasks.parts.augmentation import Augmentation
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid
 from tasks.parts.splits import SplitOptions

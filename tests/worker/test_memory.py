@@ -21,8 +21,8 @@ TRAINER = """
 import re, resource, sys
 from pathlib import Path
 
-import tasks.image_classification
 import tasks.parts.examples
+import tasks.parts.pictures
 from store.session import connect
 from tests.worker.shop import Orders
 from worker import jobs
@@ -31,7 +31,7 @@ from worker.trainer import Assignment
 
 url, folder, room, *given = sys.argv[1:]
 tasks.parts.examples.PIECE_BYTES = 4 << 20
-tasks.image_classification._SAMPLE_PIXELS = 1 << 18
+tasks.parts.pictures.SAMPLE_PIXELS = 1 << 18
 settings = WorkerSettings(database_url=url, data_dir=folder, devices="cpu", threads=1, _env_file=None)
 for place, job in enumerate(given):
     if place:

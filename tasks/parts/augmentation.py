@@ -1,0 +1,74 @@
+"""Random variation of training images, on whole batches and on their device."""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.parts.options import Plain
+
+
+class Augmentation(Plain):
+    """How training images are varied at random, anew in every step; nothing by default."""
+
+    shift: float = Field(0.0, ge=0, le=0.5, description="Moved by up to this share of the side.")
+    zoom: float = Field(0.0, ge=0, le=0.5, description="Enlarged or shrunk by up to this share.")
+    rotate: float = Field(0.0, ge=0, le=180, description="Turned by up to so many degrees.")
+    flip: bool = Field(
+        False,
+        description="Every second one mirrored; wrong where left and right matter, as in writing.",
+    )
+    light: float = Field(
+        0.0, ge=0, le=1, description="Brightness and contrast changed by up to this share."
+    )
+
+    def move(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) of bytes or floats, each moved by draws from torch's own generator."""
+        if max(self.zoom, self.rotate) > 0:
+            grid = F.affine_grid(self._placements(images), list(images.shape), align_corners=False)
+            return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        # By whole pixels nothing is computed from neighbours, and bytes stay bytes.
+        return self._cut(images) if self.flip or self.shift else images
+
+    def relight(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W), each made darker or lighter, duller or clearer."""
+        if not self.light:
+            return images
+        contrast, brightness = _draw(images, self.light), _draw(images, self.light)
+        return images * (1 + contrast.view(-1, 1, 1, 1)) + brightness.view(-1, 1, 1, 1)
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """Shifted and mirrored only; what comes in from outside repeats the edge."""
+        height, width = images.shape[2:]
+        rows = _places(height, _draw(images, self.shift * height))
+        columns = _places(width, _draw(images, self.shift * width))
+        if self.flip:
+            mirrored = _draw(images, 1) < 0
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        places = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # (B, H * W)
+        pixels = images.flatten(2)
+        return pixels.gather(2, places[:, None].expand_as(pixels)).view_as(images)
+
+    def _placements(self, images: Tensor) -> Tensor:
+        """Affine maps (B, 2, 3) from places in the result to places in the image."""
+        angle = _draw(images, math.radians(self.rotate))
+        size = 1 + _draw(images, self.zoom)
+        mirror = _draw(images, 1).sign() if self.flip else torch.ones_like(angle)
+        cos, sin = angle.cos() * size, angle.sin() * size
+        # The coordinates run from -1 to 1: a share of the side is twice as much.
+        across, down = _draw(images, 2 * self.shift), _draw(images, 2 * self.shift)
+        rows = torch.stack([mirror * cos, -sin, across, mirror * sin, cos, down], dim=1)
+        return rows.view(-1, 2, 3)
+
+
+def _places(side: int, moves: Tensor) -> Tensor:
+    """Where the pixels along a side come from (B, side) when images move by so many pixels (B,)."""
+    along = torch.arange(side, device=moves.device)
+    return (along + moves.round().long()[:, None]).clamp(0, side - 1)
+
+
+def _draw(images: Tensor, span: float) -> Tensor:
+    """A number in [-span, span) for each image (B,)."""
+    return (torch.rand(len(images), device=images.device) * 2 - 1) * span

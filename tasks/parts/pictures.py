@@ -1,0 +1,71 @@
+"""Columns of images: looked at, described, and measured."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import polars as pl
+import torch
+
+from tasks.parts.examples import pieces
+from tasks.parts.images import ImageFacts, decode_all, each, inspect
+from tasks.parts.problems import Invalid, Problem
+
+SAMPLE_PIXELS = 1 << 24
+"""Enough to take their mean and spread from."""
+
+
+def refuse_foreign(
+    format: str | None, column_mapping: Mapping[str, str], formats: Collection[str]
+) -> None:
+    """Raises Invalid for options that mean nothing for an archive of files, whose formats are these."""
+    if format is not None and format not in formats:
+        raise Invalid(Problem(("options", "format"), "no such format", format, list(formats)))
+    if column_mapping:
+        found = sorted(column_mapping)
+        raise Invalid(
+            Problem(("options", "column_mapping"), "an archive has no columns", found, {})
+        )
+
+
+def look(frame: pl.DataFrame) -> pl.DataFrame:
+    """What every image of a frame is like. Raises Invalid, naming those that cannot be decoded."""
+    seen = each(frame["image"], lambda _, data: inspect(data))
+    problems = [
+        problem._replace(loc=(name, *problem.loc))
+        for name, fault in zip(frame["name"], seen, strict=True)
+        if isinstance(fault, Invalid)
+        for problem in fault.problems
+    ]
+    if problems:
+        raise Invalid(*problems)
+    return pl.DataFrame(seen, schema=ImageFacts._fields, orient="row")
+
+
+def summary(facts: pl.DataFrame) -> dict[str, Any]:
+    """Sizes in pixels, and how many images are stored how."""
+    sizes = {
+        name: {"min": side.min(), "median": side.median(), "max": side.max()}
+        for name in ("width", "height")
+        for side in [facts[name]]
+    }
+    return {
+        **sizes,
+        "modes": dict(facts["mode"].value_counts(sort=True).iter_rows()),
+        "animated": int(facts["animated"].sum()),
+        "colour": int(facts["colour"].sum()),
+    }
+
+
+def pixel_moments(
+    images: pl.LazyFrame, side: int, channels: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of so many images, in steps of 0 to 255."""
+    wanted = max(1, SAMPLE_PIXELS // side**2)
+    every, row, sample = max(1, count // wanted), 0, []
+    for piece in pieces(images):
+        some = piece["image"].gather_every(every, offset=-row % every)
+        sample.append(decode_all(some, side, channels))
+        row += piece.height
+    pixels = torch.cat(sample).float()
+    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
+    return mean.tolist(), std.clamp(min=1).tolist()
