@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import faults, parameters, streams
+from api import faults, file_answers, parameters, streams
 from api.auth import Predict
 from api.bodies import FORM, JSON, MOST_INPUTS, is_large, kind_of, read_json
 from api.errors import documented
@@ -106,6 +106,7 @@ _BODY = {
                     }
                 },
                 "text/event-stream": {"schema": {"type": "string"}},
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
             }
         },
         **documented(404, 409, 413, 415, 503),
@@ -123,9 +124,11 @@ async def predict(
     """Predictions of a model for up to 1,000 inputs.
 
     Requests that come at the same time share forward passes; a lone one never waits for others. One
-    image may be sent as the raw body with its content type, several as the parts of a form. 503 with
-    `Retry-After` means that too many requests wait for this model already; 409 that the job has no
-    checkpoint yet.
+    file (image, sound, clip) may be sent as the raw body with its content type, and parameters then as
+    those of the query, `?top_k=3`; several files are the parts of a form. 503 with `Retry-After` means
+    that too many requests wait for this model already; 409 that the job has no checkpoint yet.
+
+    Where a prediction is a file, `Accept: image/png` makes it the body of the answer, for one input.
 
     With `Accept: text/event-stream` a text is sent as it is written: events `text`, and at last `end` with
     the reason. This takes a model for text-generation and one input.
@@ -141,9 +144,14 @@ async def predict(
     if streams.asked_for(request):
         pieces = await streams.begin(serving, model, inputs)
         return streams.answer(_events(model.ref, pieces))
+    file = file_answers.asked_for(request, task)
+    if file is not None:
+        file_answers.check(inputs)
     predictions = await serving.predict(model, inputs, large=is_large(body, task))
     if top_k is not None:
         predictions = [_best(prediction, top_k) for prediction in predictions]
+    if file is not None:
+        return file_answers.answer(predictions[0], file, task)
     answer = {"model": model.ref, "predictions": predictions}
     content = pydantic_core.to_json(answer, inf_nan_mode="null")
     return Response(content, media_type="application/json")
@@ -171,7 +179,16 @@ async def _sent(request: Request, body: bytes, task: Task) -> PredictIn:
         said = request.headers["Content-Type"]
         form = await run_in_threadpool(read_form, body, said, task.input_type)
         return faults.read(PredictIn, form)
-    return PredictIn.model_construct(inputs=[body], parameters=None)
+    asked = {name: _value(text) for name, text in request.query_params.items()}
+    return PredictIn.model_construct(inputs=[body], parameters=asked)
+
+
+def _value(text: str) -> Any:
+    """What a parameter of the query is: JSON, or else the text itself."""
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return text
 
 
 # Parameters

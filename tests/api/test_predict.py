@@ -140,6 +140,23 @@ def picture(colour: str) -> bytes:
     return packed.getvalue()
 
 
+def test_beside_a_raw_body_parameters_stand_in_the_query(world: World, api: TestClient) -> None:
+    world.publish("pictures", image_example())
+
+    def ask(**query: object) -> httpx2.Response:
+        headers = {"Content-Type": "image/png"}
+        path = "/v1/models/pictures/predict"
+        return api.post(path, content=picture("red"), headers=headers, params=query)
+
+    best = ask(top_k=1)
+    assert best.status_code == 200, best.text
+    assert len(best.json()["predictions"][0]["scores"]) == 1
+    for name, value in (("top_k", "many"), ("no_such", "1")):
+        refused = ask(**{name: value})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["loc"] == ["parameters", name]
+
+
 def test_an_image_may_be_the_body_itself(world: World, api: TestClient) -> None:
     world.publish("pictures", image_example())
     raw = api.post(
