@@ -13,7 +13,7 @@ from store.tables import Job, JobArtifact
 PARQUET = "application/vnd.apache.parquet"
 INPUTS = "inputs.parquet"
 """The inputs of a batch prediction that came as a file, there from the start."""
-_PART = "part-"
+_PART, _SAMPLES = "part-", "samples-"
 
 
 def add(
@@ -90,6 +90,25 @@ def page(
     """The job's artifacts, newest first."""
     query = select(JobArtifact).where(JobArtifact.job_id == job_id)
     return pages.newest_first(session, query, JobArtifact.id, limit, after)
+
+
+def samples_of(epoch: int) -> str:
+    """The name of the predictions that show what a training knew after so many epochs."""
+    return f"{_SAMPLES}{epoch:06}.json"
+
+
+def newest_samples(session: Session, job_id: str) -> JobArtifact:
+    """Those of the last epoch that has some. Raises NotFound."""
+    query = (
+        select(JobArtifact)
+        .where(JobArtifact.job_id == job_id, JobArtifact.name.startswith(_SAMPLES, autoescape=True))
+        .order_by(JobArtifact.name.desc())
+        .limit(1)
+    )
+    found = session.scalars(query).one_or_none()
+    if found is None:
+        raise NotFound("samples of the job", job_id)
+    return found
 
 
 def add_part(

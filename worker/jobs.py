@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import polars as pl
 import torch
 
 from models.parts.memory import ran_out
@@ -24,6 +25,7 @@ from worker.outages import Unreachable, disk_is_full, persist
 from worker.predictions import predict
 from worker.profiles import profiled
 from worker.report import Report
+from worker.samples import Samples
 from worker.settings import WorkerSettings
 from worker.trainer import Assignment, Command, Exit, Inbox
 
@@ -146,6 +148,8 @@ class Ready(NamedTuple):
     splits: dict[str, Split]
     plan: Plan
     start: Position
+    examples: pl.LazyFrame
+    """Those of the validation split, none of them read."""
 
 
 def prepare(spec: Spec, desk: Desk) -> Ready:
@@ -180,18 +184,22 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
         start = checkpoints.restore(learner, checkpoint, materials, desk.group)
     if start.state.epoch >= plan.epochs:
         start = start._replace(state=start.state.model_copy(update={"finished": True}))
-    return Ready(spec, Trained(spec.task, codec, learner), splits, plan, start)
+    trained = Trained(spec.task, codec, learner)
+    return Ready(spec, trained, splits, plan, start, examples["validation"])
 
 
 def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Command | None:
     """Train, tell and keep what comes of it; the command that ended it early, if one did."""
     learner, at = ready.trained.learner, ready.start
     began, ended = time.monotonic() - at.seconds, None
+    samples = samples_of(ready, desk)
     for news in progress(ready, desk):
         at = Position(news.state, time.monotonic() - began)
         report.add(news)
         if news.is_best:
             kept.hold_best(learner, at)
+        if samples is not None and samples.due(at.state):
+            samples.keep(at.state)
         ended = asked(desk, at, report)
         if ended is not None:
             break
@@ -207,6 +215,14 @@ def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Comma
     kept.save(learner, at)
     kept.wait()
     return ended
+
+
+def samples_of(ready: Ready, desk: Desk) -> Samples | None:
+    """What shows a user how it learns; a network that lies on several devices shows nothing before its end."""
+    if desk.group.size > 1:
+        return None
+    columns = ready.splits["validation"].columns
+    return Samples(desk.database, desk.job, ready.trained, columns, ready.examples)
 
 
 def progress(ready: Ready, desk: Desk) -> Iterator[Progress]:

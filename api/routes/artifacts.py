@@ -1,9 +1,9 @@
 """Artifacts of a job: files it has made besides what it learned."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth import Train
@@ -11,7 +11,7 @@ from api.dependencies import CurrentDatabase, Reading
 from api.downloads import documented_file, download
 from api.errors import documented
 from api.schemas import After, Limit, PageOut, page_out
-from store import artifacts, jobs
+from store import artifacts, blobs, jobs
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -44,6 +44,55 @@ def list_artifacts(
     jobs.get(session, principal.project_id, job_id)
     page = artifacts.page(session, job_id, limit, after)
     return page_out(page, ArtifactOut.model_validate)
+
+
+class Sample(BaseModel):
+    """One example as the training job saw it."""
+
+    row: int = Field(
+        description="Its place in the validation split, counted from 0: what `GET /v1/datasets/{id}/examples` shows."
+    )
+    prediction: dict[str, Any] = Field(description="What `predict` would have answered.")
+
+
+class SamplesOut(BaseModel):
+    """Predictions for a few examples, by what a training knew after an epoch."""
+
+    epoch: int = Field(description="Epochs trained.")
+    step: int = Field(description="Steps trained.")
+    split: str = Field(description="Where the examples are from.", examples=["validation"])
+    samples: list[Sample] = Field(description="Always the same examples, so that epochs compare.")
+
+
+@router.get(
+    "/{job_id}/samples",
+    response_model=SamplesOut,
+    summary="Sample predictions of a training",
+    responses=documented(404),
+)
+def get_samples(
+    principal: Train,
+    database: CurrentDatabase,
+    job_id: str,
+    epoch: Annotated[
+        int | None,
+        Query(ge=1, lt=1_000_000, description="Those after this epoch; the newest if left out."),
+    ] = None,
+) -> Response:
+    """Watch it learn: what the training predicted for up to eight examples of the validation split.
+
+    They are made at the ends of epochs, five seconds or a tenth of the training's time apart, and at its
+    end. Each is an artifact too, `samples-000003.json`, and an event `artifact` says when there are new
+    ones. A training on several devices has none.
+    """
+    with database.transaction(read_only=True) as session:
+        jobs.get(session, principal.project_id, job_id)
+        if epoch is None:
+            found = artifacts.newest_samples(session, job_id)
+        else:
+            found = artifacts.get(session, job_id, artifacts.samples_of(epoch))
+    content = b"".join(blobs.read(database, found.blob_id))
+    return Response(content, media_type=found.media_type)
 
 
 @router.head("/{job_id}/artifacts/{name}", include_in_schema=False)

@@ -1,6 +1,7 @@
 """Artifacts over HTTP, and asking for the profile that makes some."""
 
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -160,3 +161,23 @@ def test_jobs_made_from_a_job_are_profiled_as_it_was(
     assert extended["profile"] == shown
     client.post(f"/v1/jobs/{extended['id']}/cancel")
     assert client.post(f"/v1/jobs/{extended['id']}/retry").json()["profile"] == shown
+
+
+def test_samples_are_those_of_the_newest_epoch_or_of_the_one_asked_for(
+    client: TestClient, job: str, worker: Worker
+) -> None:
+    path = f"/v1/jobs/{job}/samples"
+    assert client.get(path).status_code == 404
+    held = worker.take(job)
+    for epoch in (2, 10, 9):
+        told = {"epoch": epoch, "step": 5 * epoch, "split": "validation", "samples": []}
+        blob = blobs.put_bytes(worker.database, json.dumps(told).encode())
+        with worker.database.transaction() as session:
+            name = artifacts.samples_of(epoch)
+            kind = "application/json"
+            artifacts.add(session, job, held.lease_epoch, name=name, media_type=kind, blob_id=blob)
+    assert client.get(path).json()["epoch"] == 10
+    assert client.get(path, params={"epoch": 9}).json() == told
+    assert client.get(path, params={"epoch": 3}).status_code == 404
+    assert client.get(path, params={"epoch": 0}).status_code == 422
+    assert client.get("/v1/jobs/job_nothing/samples").status_code == 404

@@ -99,7 +99,7 @@ def test_a_training_killed_anywhere_ends_with_the_same_bits(
     task: str, architecture: str, busy_shop: Shop, seed: int, kills: int, tally: Tally
 ) -> None:
     draw = Random(f"{seed} {task} {architecture}")
-    dataset = busy_shop.store(task, toy(task, busy_shop.folder))
+    dataset = busy_shop.store(task, toy(task, busy_shop.folder, 60))
     submit = lambda: busy_shop.submit(  # noqa: E731
         dataset, {"name": architecture}, TRAINING, max_attempts=1_000
     )

@@ -40,7 +40,8 @@ def submit(shop: Shop, profile: dict[str, Any] | None, **options: Any) -> Job:
 
 
 def kept(shop: Shop, job: Job) -> dict[str, JobArtifact]:
-    return {row.name: row for row in shop.act(artifacts.page, job.id).rows}
+    rows = shop.act(artifacts.page, job.id).rows
+    return {row.name: row for row in rows if not row.name.startswith("samples-")}
 
 
 def content(shop: Shop, job: Job, name: str) -> bytes:
@@ -69,7 +70,9 @@ def steps(shop: Shop, job: Job) -> list[str]:
 def told(shop: Shop, job: Job) -> list[JobEvent]:
     """The events about its profile."""
     found = shop.act(events.page, job.id, 0, 1_000).rows
-    return [event for event in found if event.type in ("profile", "artifact")]
+    of_samples = {e.seq for e in found if e.data.get("name", "").startswith("samples-")}
+    kinds = ("profile", "artifact")
+    return [e for e in found if e.type in kinds and e.seq not in of_samples]
 
 
 def said(shop: Shop, job: Job) -> str:
