@@ -39,7 +39,14 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
-from tasks.parts.pictures import look, pixel_moments, refuse_foreign, summary
+from tasks.parts.pictures import (
+    Squares,
+    as_shown,
+    look,
+    pixel_moments,
+    refuse_foreign,
+    summary,
+)
 from tasks.parts.problems import Invalid, Problem
 
 FORMAT = "class-folders"
@@ -48,13 +55,8 @@ SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 512, 8
 _LIMITS = Limits(member=MAX_BYTES)
 
 
-class ImageCodec(LabelCodec):
+class ImageCodec(Squares, LabelCodec):
     """Images stretched to squares, and the mean and spread of their pixels in each channel."""
-
-    side: int
-    channels: Literal[1, 3]
-    mean: list[float]
-    std: list[float]
 
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
         pixels = Dense(decode_all(examples["image"], self.side, self.channels))
@@ -213,7 +215,7 @@ class ImageClassification(Task):
     ) -> ImageCodec:
         labels, counts = count_labels(train.select("label").collect()["label"])
         if base is not None:
-            return _relabelled(base, labels, counts)
+            return ImageCodec(labels=labels, counts=counts, **as_shown(base))
         side, channels = self.image_size, self.channels
         mean, std = pixel_moments(train.select("image"), side, channels, sum(counts))
         return ImageCodec(
@@ -235,14 +237,6 @@ class ImageClassification(Task):
         self, predictions: Sequence[LabelPrediction], examples: pl.DataFrame
     ) -> dict[str, Any]:
         return evaluate_labels(predictions, examples["label"].to_list())
-
-
-def _relabelled(base: Any, labels: list[str], counts: list[int]) -> ImageCodec:
-    """The base's codec, all of which its backbone relies on, with other labels. Raises Invalid."""
-    if not isinstance(base, ImageCodec):
-        allowed = "a model of image-classification"
-        raise Invalid(Problem(("base",), "does not read images as this task does", None, allowed))
-    return base.model_copy(update={"labels": labels, "counts": counts})
 
 
 def _has_split_folders(upload: Upload) -> bool:

@@ -214,6 +214,29 @@ def signs(path: Path, examples: int) -> None:
     write_csv(path, ["query", "text"], rows)
 
 
+def tiles(path: Path, examples: int) -> None:
+    """Small pictures as COCO has them: a red tile, a blue one, or both in halves of their own."""
+    draw = np.random.default_rng(SEED)
+    images, annotations = [], []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            pixels = draw.integers(0, 40, (16, 16, 3), dtype=np.uint8)
+            for label in [(1,), (2,), (1, 2)][number % 3]:
+                width, height = (int(side) for side in draw.integers(5, 8, 2))
+                left = int(draw.integers(0, 9 - width)) + 8 * (label == 2)
+                top = int(draw.integers(0, 17 - height))
+                pixels[top : top + height, left : left + width, 2 * (label == 2)] = 250
+                box = [left, top, width, height]
+                annotations.append({"image_id": number, "category_id": label, "bbox": box})
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            archive.writestr(f"images/{number}.png", file.getvalue())
+            images.append({"id": number, "file_name": f"{number}.png"})
+        categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+        whole = {"images": images, "annotations": annotations, "categories": categories}
+        archive.writestr("annotations.json", json.dumps(whole))
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -226,5 +249,6 @@ _TOYS = {
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
     "coreference": Toy("meetings.jsonl", meetings, 0.9),
+    "object-detection": Toy("tiles.zip", tiles, 0.3, examples=80, epochs=18),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
 }

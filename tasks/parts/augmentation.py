@@ -32,6 +32,17 @@ class Augmentation(Plain):
         # By whole pixels nothing is computed from neighbours, and bytes stay bytes.
         return self._cut(images) if self.flip or self.shift else images
 
+    def move_with_boxes(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, C, H, W), each moved, and boxes (B, T, 4) in shares of its sides that move along.
+
+        What comes in from outside is 0. Boxes of what is turned are those around its corners.
+        """
+        if not max(self.shift, self.zoom, self.rotate, self.flip):
+            return images, boxes
+        placements = self._placements(images)
+        grid = F.affine_grid(placements, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False), _moved(boxes, placements)
+
     def relight(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W), each made darker or lighter, duller or clearer."""
         if not self.light:
@@ -61,6 +72,19 @@ class Augmentation(Plain):
         across, down = _draw(images, 2 * self.shift), _draw(images, 2 * self.shift)
         rows = torch.stack([mirror * cos, -sin, across, mirror * sin, cos, down], dim=1)
         return rows.view(-1, 2, 3)
+
+
+def _moved(boxes: Tensor, placements: Tensor) -> Tensor:
+    """Boxes (B, T, 4) where affine maps (B, 2, 3) from places in the result to places in the image put them."""
+    corners = boxes[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2)) * 2 - 1  # (B, T, 4, 2)
+    # By hand: a batch of matrices is not worth a solver, and 0 * 0 never divides here.
+    (a, b, across), (c, d, down) = (row.unbind(-1) for row in placements.unbind(1))
+    by = (a * d - b * c)[:, None, None]
+    x = corners[..., 0] - across[:, None, None]
+    y = corners[..., 1] - down[:, None, None]
+    a, b, c, d = (part[:, None, None] for part in (a, b, c, d))
+    there = torch.stack([(d * x - b * y) / by, (a * y - c * x) / by], -1) / 2 + 0.5
+    return torch.cat([there.amin(2), there.amax(2)], -1)
 
 
 def _places(side: int, moves: Tensor) -> Tensor:

@@ -213,9 +213,9 @@ def _marked(
         found_id, allowed = short(image_id), "the id of an image of this file"
         raise Invalid(Problem((*where, "image_id"), "no such image", found_id, allowed))
     if not _is_id(category_id) or category_id not in labels:
-        allowed = [f"{id}: {label}" for id, label in list(labels.items())[:50]]
+        known = [f"{id}: {label}" for id, label in list(labels.items())[:50]]
         msg = "no such category"
-        raise Invalid(Problem((*where, "category_id"), msg, short(category_id), allowed))
+        raise Invalid(Problem((*where, "category_id"), msg, short(category_id), known))
     crowd, segmentation = found.get("iscrowd", 0), found.get("segmentation")
     if crowd not in (0, 1):
         raise Invalid(Problem((*where, "iscrowd"), "not a flag", short(crowd), "0 or 1"))

@@ -106,10 +106,11 @@ def read_pictures(archive: Archive, pictures: Sequence[Picture]) -> pl.DataFrame
         raise Invalid(*problems)
     known = {picture.name for picture in pictures}
     unlisted = sum(name not in known for name in images_of(archive))
-    schema = {"objects": pl.List(OBJECT), "clipped": pl.Int64, "empty": pl.Int64}
+    counts = {"clipped": pl.Int64(), "empty": pl.Int64()}
+    schema: dict[str, pl.DataType] = {"objects": pl.List(OBJECT), **counts}
     placed = pl.DataFrame(rows, schema=schema, orient="row")
-    counts = pl.Series("unlisted", [unlisted, *[0] * (frame.height - 1)], dtype=pl.Int64)
-    return frame.with_columns(placed).with_columns(counts)
+    strangers = pl.Series("unlisted", [unlisted, *[0] * (frame.height - 1)], dtype=pl.Int64)
+    return frame.with_columns(placed).with_columns(strangers)
 
 
 def _sides(size: tuple[int, int] | None) -> str:
@@ -168,9 +169,12 @@ class Gallery:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_base: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
             if is_image(name):
-                self._by_base[name.rpartition("/")[2]].append(name)
+                base = name.rpartition("/")[2]
+                self._by_base[base].append(name)
+                self._by_stem[base.rpartition(".")[0]].append(name)
 
     def find(self, called: str, beside: str, split: str | None) -> str:
         """The image `called` so by a file of annotations: of several the one near that file, of its split, or in a
@@ -181,6 +185,19 @@ class Gallery:
         called = called.replace("\\", "/").removeprefix("./")
         base = called.rpartition("/")[2]
         ending = [n for n in self._by_base.get(base, []) if f"/{n}".endswith(f"/{called}")]
+        if not ending:
+            raise Invalid(
+                Problem((), "the archive has no such image", short(called), "a file in it")
+            )
+        if found := self._nearest(ending, beside, split):
+            return found
+        raise Invalid(Problem((), "several images have this name", ending[:5], "one"))
+
+    def named(self, stem: str, beside: str, split: str | None) -> str | None:
+        """The image of that name before its suffix, chosen as by `find`, if there is one and no doubt."""
+        return self._nearest(self._by_stem.get(stem, []), beside, split)
+
+    def _nearest(self, ending: list[str], beside: str, split: str | None) -> str | None:
         folder = beside.rpartition("/")[0]
         nearby = [name for name in ending if name.rpartition("/")[0] == folder]
         of_split = [
@@ -190,9 +207,7 @@ class Gallery:
         for found in (nearby, of_split, named_so, ending):
             if len(found) == 1:
                 return found[0]
-        if ending:
-            raise Invalid(Problem((), "several images have this name", ending[:5], "one"))
-        raise Invalid(Problem((), "the archive has no such image", short(called), "a file in it"))
+        return None
 
 
 def is_image(name: str) -> bool:

@@ -1,17 +1,35 @@
 """Columns of images: looked at, described, and measured."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import torch
 
+from models.parts.options import Plain
 from tasks.parts.examples import pieces
 from tasks.parts.images import ImageFacts, decode_all, each, inspect
 from tasks.parts.problems import Invalid, Problem
 
 SAMPLE_PIXELS = 1 << 24
 """Enough to take their mean and spread from."""
+
+
+class Squares(Plain):
+    """How images are shown to a backbone, which relies on it: as squares, channels of a mean and spread."""
+
+    side: int
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[float]
+
+
+def as_shown(base: Any) -> dict[str, Any]:
+    """The fields of `Squares`, of the codec of a base. Raises Invalid when that does not read images so."""
+    if not isinstance(base, Squares):
+        allowed = "a model of another task on images"
+        raise Invalid(Problem(("base",), "does not read images as this task does", None, allowed))
+    return {name: getattr(base, name) for name in Squares.model_fields}
 
 
 def refuse_foreign(

@@ -1,0 +1,112 @@
+"""How well objects are found: average precision as COCO computes it (Lin et al., 2014)."""
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISION_METRICS: dict[str, str] = {
+    "map": "Average precision of each class, averaged over classes and overlaps from 0.5 to 0.95.",
+    "ap50": "Average precision where an overlap of 0.5 is enough, averaged over classes.",
+    "ap75": "Average precision where it takes an overlap of 0.75, averaged over classes.",
+    "mar": "Share of the objects found among the best 100 of an image, averaged as `map` is.",
+}
+MOST = 100
+_EVERY_SIZE, _ALL = 0, -1
+"""Places in COCO's tables: of objects of all sizes, and of the hundred best."""
+
+
+class Marks(NamedTuple):
+    """The objects of an image: labels and boxes [x1, y1, x2, y2]."""
+
+    labels: Sequence[str]
+    boxes: Sequence[Sequence[float]]
+    scores: Sequence[float] = ()
+    """Of what was found."""
+    crowds: Sequence[bool] = ()
+    """Of the truth: regions in which nothing that is found counts."""
+
+
+class Precisions(NamedTuple):
+    """COCO's tables: precision (overlaps, recalls, classes) and recall (overlaps, classes); -1: no such object."""
+
+    labels: list[str]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def precisions(found: Sequence[Marks], truth: Sequence[Marks]) -> Precisions:
+    """What pycocotools says of objects found in images, and of those that are there."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    labels = sorted({label for marks in truth for label in marks.labels})
+    ids = {label: number for number, label in enumerate(labels, 1)}
+    with redirect_stdout(io.StringIO()):
+        coco, results = COCO(), COCO()
+        for database, rows in ((coco, truth), (results, found)):
+            database.dataset = {
+                "images": [{"id": number} for number in range(1, len(truth) + 1)],
+                "categories": [{"id": number} for number in ids.values()],
+                "annotations": _annotations(rows, ids),
+            }
+            database.createIndex()
+        judge = COCOeval(coco, results, "bbox")
+        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.evaluate()
+        judge.accumulate()
+    precision, recall = judge.eval["precision"], judge.eval["recall"]
+    return Precisions(labels, precision[..., _EVERY_SIZE, _ALL], recall[..., _EVERY_SIZE, _ALL])
+
+
+def _annotations(rows: Sequence[Marks], ids: dict[str, int]) -> list[dict[str, Any]]:
+    """Objects in COCO's own words; those of labels that are nowhere in the truth count for nothing."""
+    annotations: list[dict[str, Any]] = []
+    for image, marks in enumerate(rows, 1):
+        for place, (label, box) in enumerate(zip(marks.labels, marks.boxes, strict=True)):
+            if label not in ids:
+                continue
+            crowd = bool(marks.crowds[place]) if marks.crowds else False
+            x1, y1, x2, y2 = box
+            found = {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": ids[label],
+                "iscrowd": int(crowd),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+            }
+            if marks.scores:
+                found["score"] = marks.scores[place]
+            annotations.append(found)
+    return annotations
+
+
+def summary(tables: Precisions) -> dict[str, float]:
+    """Every metric of `PRECISION_METRICS`; 0 where nothing is to be found."""
+    return {
+        "map": _mean(tables.precision),
+        "ap50": _mean(tables.precision[0]) if tables.labels else 0.0,
+        "ap75": _mean(tables.precision[5]) if tables.labels else 0.0,
+        "mar": _mean(tables.recall),
+    }
+
+
+def per_class(tables: Precisions) -> dict[str, dict[str, float]]:
+    """Average precision and recall of each class."""
+    return {
+        label: {
+            "map": _mean(tables.precision[..., place]),
+            "ap50": _mean(tables.precision[0, :, place]),
+            "mar": _mean(tables.recall[:, place]),
+        }
+        for place, label in enumerate(tables.labels)
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    told = values[values > -1]
+    return float(told.mean()) if told.size else 0.0
