@@ -10,7 +10,10 @@ from pydantic import Field
 from models.base import Architecture, ImageBackbone
 from models.parts.center_points import CenterPoints
 from models.parts.detection import Detector
+from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.schedules import Cosine
+from models.parts.set_prediction import SetPrediction
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.parts.augmentation import Augmentation
@@ -109,6 +112,16 @@ class ObjectDetection(Task):
         }
         update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
         return super().resolve(facts).model_copy(update=update)
+
+    def defaults(self, facts: Facts) -> dict[str, Any]:
+        chosen: dict[str, Any] = {"batch_size": 16}
+        if facts.examples < 5_000:
+            chosen["epochs"] = max(15, min(75, 15_000 // facts.examples))
+        if isinstance(self.detector, SetPrediction):
+            # Attention wants small steps, and finds its objects only after many.
+            slow = {"optimizer": AdamW(learning_rate=5e-4), "schedule": Cosine(warmup=0.1)}
+            chosen |= slow | {"epochs": 4 * chosen.get("epochs", 15)}
+        return chosen
 
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
