@@ -93,7 +93,7 @@ def _course(case: str) -> Course:
     own: dict[str, Any] = {
         name: 0.0 for name in catalog.task_named(task).model_fields if "dropout" in name
     }
-    if task == "image-classification":
+    if "augmentation" in catalog.task_named(task).model_fields:
         own["augmentation"] = {}
     with TemporaryDirectory() as folder:
         content = toy(task, Path(folder), 60)["file"].path.read_bytes()
