@@ -67,6 +67,7 @@ CASES = [
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn"),
     ),
+    Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
     Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
 ]  # fmt: skip

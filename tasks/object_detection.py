@@ -20,6 +20,7 @@ from tasks.parts.augmentation import Augmentation
 from tasks.parts.average_precision import (
     PRECISION_METRICS,
     Marks,
+    best_threshold,
     per_class,
     precisions,
     summary,
@@ -151,7 +152,8 @@ class ObjectDetection(Task):
         self, predictions: Sequence[DetectionPrediction], examples: pl.DataFrame
     ) -> dict[str, Any]:
         tables = precisions(*_marks(predictions, examples))
-        return {**summary(tables), "classes": per_class(tables)}
+        best = best_threshold(tables)
+        return {**summary(tables), "classes": per_class(tables), "best_threshold": best}
 
 
 def _counts(objects: pl.Series, labels: Sequence[str]) -> tuple[list[int], int]:

@@ -22,6 +22,7 @@ from api.serving.engine import Ready, Serving
 from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
 from tasks.intent_and_slots import IntentPrediction
+from tasks.parts.detecting import DetectionPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
@@ -150,6 +151,18 @@ def _written(prediction: TextToTextPrediction, parameters: Parameterless) -> dic
     return dict.fromkeys(names, prediction.target)
 
 
+def _objects(prediction: DetectionPrediction, parameters: Parameterless) -> list[dict[str, Any]]:
+    sides = ("xmin", "ymin", "xmax", "ymax")  # which the client reads as whole pixels
+    return [
+        {
+            "label": found.label,
+            "score": found.score,
+            "box": dict(zip(sides, map(round, found.box), strict=True)),
+        }
+        for found in prediction.objects
+    ]
+
+
 FINISH = {"length": "length", "end": "eos_token", "stop": "stop_sequence"}
 """Why a text ends, in the words of Hugging Face."""
 
@@ -173,6 +186,7 @@ SHAPES: dict[type[BaseModel], Shape] = {
     TagsPrediction: Shape(TokenParameters, _tags, attrgetter("tags"), is_listed=False),
     IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
     TextToTextPrediction: Shape(Parameterless, _written, attrgetter("target")),
+    DetectionPrediction: Shape(Parameterless, _objects, attrgetter("objects")),
     Generated: Shape(TextParameters, _text, attrgetter("text")),
 }
 
@@ -227,7 +241,7 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
 
     The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
-    `translation` or `summarization` for text to text, `text_generation`, `image_classification`, or
+    `translation` or `summarization` for text to text, `text_generation`, `image_classification`, `object_detection`, or
     `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
     document is what the client shows.
     """

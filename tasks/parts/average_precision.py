@@ -36,6 +36,8 @@ class Precisions(NamedTuple):
     labels: list[str]
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    """The score that reaches a recall (overlaps, recalls, classes)."""
 
 
 def precisions(found: Sequence[Marks], truth: Sequence[Marks]) -> Precisions:
@@ -59,7 +61,8 @@ def precisions(found: Sequence[Marks], truth: Sequence[Marks]) -> Precisions:
         judge.evaluate()
         judge.accumulate()
     precision, recall = judge.eval["precision"], judge.eval["recall"]
-    return Precisions(labels, precision[..., _EVERY_SIZE, _ALL], recall[..., _EVERY_SIZE, _ALL])
+    every, scores = (..., _EVERY_SIZE, _ALL), judge.eval["scores"]
+    return Precisions(labels, precision[every], recall[every], scores[every])
 
 
 def _annotations(rows: Sequence[Marks], ids: dict[str, int]) -> list[dict[str, Any]]:
@@ -105,6 +108,24 @@ def per_class(tables: Precisions) -> dict[str, dict[str, float]]:
         }
         for place, label in enumerate(tables.labels)
     }
+
+
+def best_threshold(tables: Precisions) -> dict[str, dict[str, float]]:
+    """For each class the threshold at which F1 is best where an overlap of 0.5 is enough."""
+    steps = np.linspace(0, 1, tables.precision.shape[1])
+    found = {}
+    for place, label in enumerate(tables.labels):
+        precision = tables.precision[0, :, place]
+        f1 = 2 * precision * steps / np.maximum(precision + steps, 1e-9)
+        best = int(f1.argmax())
+        if f1[best] > 0:
+            found[label] = {
+                "threshold": float(tables.scores[0, best, place]),
+                "precision": float(precision[best]),
+                "recall": float(steps[best]),
+                "f1": float(f1[best]),
+            }
+    return found
 
 
 def _mean(values: NDArray[np.float64]) -> float:
