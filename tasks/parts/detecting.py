@@ -22,7 +22,7 @@ from tasks.parts.letterbox import corners, fit, letterbox, letterbox_all
 from tasks.parts.pictures import Squares
 from tasks.parts.problems import Invalid, Problem
 
-LEAST_SCORE = 0.01
+LEAST_SCORE = 0.005
 """Nobody wants to know of less: neither a client nor a metric."""
 LEAST_SEEN = 0.3
 """Share of an object that must stay in the square for it to be learned from when images are moved."""

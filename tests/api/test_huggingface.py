@@ -77,6 +77,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             world.publish(task, untrained(task))
         world.publish("german", table_example("text-to-text", phrases()))
         world.publish("tales", untrained("text-generation"))
+        world.publish("tiles", untrained("object-detection"))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -177,6 +178,21 @@ def test_an_image_gets_its_labels_however_it_is_sent(served: Served, tmp_path: P
     assert pairs(asked.image_classification(sent)) == expected  # without a content type
     assert pairs(asked.image_classification(file)) == expected  # as image/png
     assert pairs(asked.image_classification(sent, top_k=1)) == expected[:1]  # as base64 in JSON
+
+
+def test_objects_of_an_image_have_boxes_in_whole_pixels(served: Served) -> None:
+    sent = picture("red")
+    text = encoded(sent)
+    native = natively(served, "tiles", [{"image": text, "threshold": 0.0}])[0]["objects"]
+    expected = [(o["label"], o["score"], [*map(round, o["box"])]) for o in native]
+    assert expected
+    found = hub(served, "tiles").object_detection(sent, threshold=0.0)
+    boxes = [(b.xmin, b.ymin, b.xmax, b.ymax) for b in (o.box for o in found)]
+    assert [(o.label, o.score, [*b]) for o, b in zip(found, boxes, strict=True)] == expected
+    assert hub(served, "tiles").object_detection(sent, threshold=1.0) == []
+    assert hub(served, "tiles").object_detection(sent) == [o for o in found if o.score >= 0.3], (
+        "as a file alone, which leaves the threshold open"
+    )
 
 
 def test_a_table_gets_a_label_for_each_row(served: Served) -> None:

@@ -19,6 +19,7 @@ from models.cnn import CNN
 from models.parts.center_points import CenterPoints
 from models.parts.detection import Candidates, Detector, Objects
 from models.parts.losses import CrossEntropy
+from models.parts.optimizers import AdamW
 from models.parts.options import AUTO
 from models.parts.set_prediction import SetPrediction
 from models.parts.training import Training
@@ -341,11 +342,12 @@ def defaults(task: ObjectDetection, data: Checked) -> dict[str, Any]:
     return {**task.architecture.defaults(facts.examples), **task.defaults(facts)}
 
 
-def learned(task: ObjectDetection, data: Checked, steps: int) -> Trained:
+def learned(task: ObjectDetection, data: Checked, steps: int, rate: float) -> Trained:
     torch.manual_seed(0)
     codec = task.learn_codec(data.splits["train"].lazy(), data.schema)
     learner, columns = task.build(codec), codec.encode(data.splits["train"])
-    learner.start(Training().resolve(**defaults(task, data)), None, steps)
+    chosen = {**defaults(task, data), "optimizer": AdamW(learning_rate=rate)}
+    learner.start(Training().resolve(**chosen), None, steps)
     learner.enter_epoch(0)
     for step in range(steps):
         torch.manual_seed(step)
@@ -356,8 +358,9 @@ def learned(task: ObjectDetection, data: Checked, steps: int) -> Trained:
 def test_a_set_of_answers_learns_the_toy() -> None:
     data = toys(80)
     few = SetPrediction(queries=6, width=64, encoder_layers=0, decoder_layers=2, dropout=0)
-    task = task_for(data, architecture=CNN(channels=[16, 32], dropout=0), detector=few)
-    trained = learned(task, data, 150)
+    network = CNN(channels=[32, 64], dropout=0)
+    task = task_for(data, architecture=network, detector=few, augmentation=STILL)
+    trained = learned(task, data, 150, 2e-3)
     seen = trained.predictions(trained.codec.encode(data.splits["train"]))
     assert task.score(seen, data.splits["train"])["ap50"] > 0.6
 
