@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,3 +76,25 @@ def map_norm(name: Norm, width: int) -> nn.Module:
     if name == "batch":
         return BatchNorm2d(width)
     return nn.GroupNorm(1, width) if name == "layer" else nn.Identity()
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation (Ba et al., 2016) of each place of a feature map (B, C, h, w) over its channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PathDropout(nn.Module):
+    """Leaves out what a block adds, for a share of the examples in training (Huang et al., 2016)."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added (B, ...) to the same or zeros, as large in the mean."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.share
+        return x * kept / (1 - self.share)
