@@ -99,7 +99,7 @@ def signature(model: Trained) -> Signature:
 
 def _outputs(model: Trained) -> Iterator[TensorType]:
     labels = getattr(model.codec, "labels", None)
-    for name, field in model.task.prediction_type.model_fields.items():
+    for name, field in model.task.answer_type.model_fields.items():
         if field.annotation == dict[str, float] and labels is not None:
             yield TensorType(name, float, labels)
         else:

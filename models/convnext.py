@@ -66,7 +66,7 @@ class Stages(MapBackbone):
             nn.Conv2d(channels, options.width, stride, stride),
             ChannelNorm(options.width),
         )
-        self.stride, side, inputs = stride, min(size) // stride, options.width
+        side, inputs = min(size) // stride, options.width
         shares = torch.linspace(0, options.path_dropout, sum(options.depths)).tolist()
         stages, widths, strides = [], [], []
         for number, depth in enumerate(options.depths):

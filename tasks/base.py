@@ -183,6 +183,21 @@ class Task(Option):
     metrics: ClassVar[Mapping[str, str]]
     """Names of the metrics, each with a sentence that says what it measures."""
 
+    @property
+    def aim(self) -> Objective:
+        """The objective on the data that the task was resolved for."""
+        return self.objective
+
+    @property
+    def answer_type(self) -> type[BaseModel]:
+        """What predictions are on the data that the task was resolved for: the `prediction_type`, or a part of it."""
+        return self.prediction_type
+
+    @property
+    def measures(self) -> Mapping[str, str]:
+        """The metrics that `score` gives on the data that the task was resolved for."""
+        return self.metrics
+
     # From an upload to a checked data set
 
     @classmethod

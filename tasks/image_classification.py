@@ -1,4 +1,4 @@
-"""Image classification: from a picture to one of several labels."""
+"""Image classification: from a picture to one of several labels, or to those that apply."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import Architecture, Backbone, ImageBackbone, Supervised
+from models.base import Architecture, Backbone, Batch, ImageBackbone, Supervised
 from models.cnn import CNN
-from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.precision import autocast
 from models.resnet import ResNet
-from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
-from tasks.parts.archives import Limits, class_folders, open_archive
-from tasks.parts.augmentation import Augmentation
+from tasks.base import Checked, DatasetOptions, Facts, Upload
+from tasks.parts.archives import Archive, Limits, class_folders, open_archive
+from tasks.parts.augmentation import Augmentation, Mixing
 from tasks.parts.columns import Columns, Dense
 from tasks.parts.images import (
     MAX_BYTES,
@@ -29,16 +29,8 @@ from tasks.parts.images import (
     decode_all,
     read_image,
 )
-from tasks.parts.labels import (
-    CLASSIFICATION_METRICS,
-    LabelCodec,
-    LabelPrediction,
-    balance,
-    check_classes,
-    count_labels,
-    evaluate_labels,
-    score_labels,
-)
+from tasks.parts.label_sets import LabelSetCodec, LabelTask, describe_labels, read_labels
+from tasks.parts.manifests import SPLIT, manifests, read_manifests, split_of
 from tasks.parts.pictures import (
     Squares,
     as_shown,
@@ -49,13 +41,12 @@ from tasks.parts.pictures import (
 )
 from tasks.parts.problems import Invalid, Problem
 
-FORMAT = "class-folders"
-SPLIT = "split"
+FOLDERS, MANIFEST = "class-folders", "manifest"
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 512, 8
 _LIMITS = Limits(member=MAX_BYTES)
 
 
-class ImageCodec(Squares, LabelCodec):
+class ImageCodec(Squares, LabelSetCodec):
     """Images stretched to squares, and the mean and spread of their pixels in each channel."""
 
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
@@ -85,9 +76,10 @@ class ImageClassifier(Supervised):
         codec: ImageCodec,
         criterion: nn.Module,
         augmentation: Augmentation,
+        mixing: Mixing = Mixing(),  # noqa: B008 - never changed
     ) -> None:
         super().__init__(backbone, nn.Linear(backbone.width, len(codec.labels)), criterion)
-        self.augmentation = augmentation
+        self.augmentation, self.mixing = augmentation, mixing
         mean, std = torch.tensor(codec.mean), torch.tensor(codec.std)
         # Not among the weights: the codec holds them. As long as a row of pixels (W * C,), since
         # numbers that repeat every third time are slow to compute with.
@@ -100,6 +92,19 @@ class ImageClassifier(Supervised):
         scores: Tensor = self.head(self.backbone(images).mean((2, 3)))
         return scores
 
+    def loss(self, batch: Batch) -> Tensor:
+        if not self.mixing.mixes:
+            return super().loss(batch)
+        (images,), (targets,) = batch.inputs, batch.targets
+        mixed = self.mixing.mix(images)
+        with autocast(self.precision, images.device):
+            outputs = (self.kernels or self)(mixed.images)
+        own, other = (
+            self.criterion(outputs.float(), t) for t in (targets, targets[mixed.partners])
+        )
+        loss: Tensor = mixed.share * own + (1 - mixed.share) * other
+        return loss
+
     def _normalised(self, images: Tensor) -> Tensor:
         """Pixels of mean 0 and deviation 1 (B, C, H, W), the channels of each side by side."""
         pixels = images.permute(0, 2, 3, 1)
@@ -107,14 +112,13 @@ class ImageClassifier(Supervised):
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
-class ImageClassification(Task):
-    """Give an image one of several labels."""
+class ImageClassification(LabelTask):
+    """Give an image one of several labels, or several where the data has them."""
 
     name: Literal["image-classification"] = "image-classification"
     architecture: Auto[OneOf[ImageBackbone]] = Field(
         AUTO, description="The network that turns images into features."
     )
-    loss: OneOf[ClassificationLoss] = Field(CrossEntropy(), description="What training minimises.")
     image_size: Auto[Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE, multiple_of=STEP)]] = (
         Field(AUTO, description="Side in pixels of the squares that images are stretched to.")
     )
@@ -124,53 +128,49 @@ class ImageClassification(Task):
     augmentation: Auto[Augmentation] = Field(
         AUTO, description="How training images are varied; `{}` leaves them as they are."
     )
+    mixing: Mixing = Field(
+        Mixing(),
+        description="How training images are mixed with each other, before they are varied.",
+    )
 
     bulky = ("image",)
     input_type = ImageInput
-    prediction_type = LabelPrediction
     codec_type = ImageCodec
-    objective = Objective("accuracy")
-    metrics = CLASSIFICATION_METRICS
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "channels")
     formats: ClassVar[Mapping[str, str]] = {
-        FORMAT: "A zip with a folder of images for each label, `cat/1.png`; or such folders within "
-        "`train/`, `validation/` and `test/`. Images are PNG, JPEG, WebP, BMP, GIF or TIFF."
+        FOLDERS: "A zip with a folder of images for each label, `cat/1.png`; or such folders within "
+        "`train/`, `validation/` and `test/`. Images are PNG, JPEG, WebP, BMP, GIF or TIFF.",
+        MANIFEST: "A zip with images and a table of them, `labels.csv` (or TSV, JSONL, Parquet): a column `image` with "
+        "their paths, and one with their `label`; or several labels, as a list or with `label_separator`. "
+        "`train.csv`, `validation.csv` and `test.csv`, or tables in folders of these names, tell splits.",
     }
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders per split is split by them."""
-        refuse_foreign(options.format, options.column_mapping, [FORMAT])
-        if "file" in files and options.split.by is None and _has_split_folders(files["file"]):
+        """As every task; one `file` with folders or tables per split is split by them."""
+        listed = any(_has_tables(upload) for upload in files.values())
+        mapping = {} if listed else options.column_mapping
+        refuse_foreign(options.format, mapping, cls.formats)
+        if "file" in files and options.split.by is None and _tells_splits(files["file"], options):
             by_folder = options.split.model_copy(update={"by": SPLIT})
             options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
-        """One row per image: `image`, `label`, `name`, its facts, and `split` where folders tell it."""
+        """One row per image: `image`, `label`, `name`, its facts, and `split` where the archive tells it."""
         with open_archive(upload.path, _LIMITS) as archive:
-            placed = class_folders(archive)
-            frame = pl.DataFrame(
-                {
-                    "image": [archive.read(place.name) for place in placed],
-                    "label": [place.label for place in placed],
-                    "name": [place.name for place in placed],
-                    SPLIT: [place.split for place in placed],
-                },
-                schema={
-                    "image": pl.Binary,
-                    "label": pl.String,
-                    "name": pl.String,
-                    SPLIT: pl.String,
-                },
-            )
-        frame = frame.with_columns(look(frame))
-        return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
-
-    @classmethod
-    def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
-        return "label"
+            tables = _tables(archive, options)
+            if tables:
+                frame = read_manifests(archive, tables, options)
+            elif options.format == MANIFEST:
+                allowed = "labels.csv beside the images"
+                raise Invalid(Problem((), "no table in the archive", upload.name, allowed))
+            else:
+                frame = _read_folders(archive, options)
+            images = [archive.read(name) for name in frame["name"]]
+        frame = frame.with_columns(pl.Series("image", images, pl.Binary))
+        return frame.with_columns(look(frame))
 
     @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
@@ -180,23 +180,26 @@ class ImageClassification(Task):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        nested = [name for name, frame in splits.items() if SPLIT in frame.columns]
+        nested = [
+            name
+            for name, frame in splits.items()
+            if SPLIT in frame.columns and set(frame[SPLIT]) != {name}
+        ]
         if nested:
-            found, allowed = "folders per split", "folders per label, or the archive as `file`"
+            found, allowed = "parts for each split", "one part, or the archive as `file`"
             raise Invalid(
                 *(Problem((name,), "is one split already", found, allowed) for name in nested)
             )
-        labels = check_classes(splits, "label")
+        frames, labels, shares = describe_labels(splits)
         facts = pl.concat(frame.select(ImageFacts._fields) for frame in splits.values())
         schema = {
-            "labels": labels,
+            **labels,
             "width": facts["width"].median(),
             "height": facts["height"].median(),
             "colour": bool(facts["colour"].any()),
         }
-        report = {**balance(splits, "label"), **summary(facts)}
-        examples = {name: frame.select("image", "label", "name") for name, frame in splits.items()}
-        return examples, schema, report
+        examples = {name: frame.select("image", "label", "name") for name, frame in frames.items()}
+        return examples, schema, {**shares, **summary(facts)}
 
     def choose_architecture(self, facts: Facts) -> Architecture:
         return CNN() if _side(facts) <= 32 else ResNet()
@@ -213,38 +216,55 @@ class ImageClassification(Task):
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
     ) -> ImageCodec:
-        labels, counts = count_labels(train.select("label").collect()["label"])
+        column = train.select("label").collect()["label"]
+        labels = self.learn_labels(column)
         if base is not None:
-            return ImageCodec(labels=labels, counts=counts, **as_shown(base))
+            return ImageCodec(**labels, **as_shown(base))
         side, channels = self.image_size, self.channels
-        mean, std = pixel_moments(train.select("image"), side, channels, sum(counts))
-        return ImageCodec(
-            labels=labels, counts=counts, side=side, channels=channels, mean=mean, std=std
-        )
+        mean, std = pixel_moments(train.select("image"), side, channels, len(column))
+        return ImageCodec(**labels, side=side, channels=channels, mean=mean, std=std)
 
     def build(self, codec: ImageCodec) -> ImageClassifier:
         backbone = self.architecture.build(codec.channels, (codec.side, codec.side))
-        criterion = self.loss.build(codec.counts)
-        return ImageClassifier(backbone, codec, criterion, self.augmentation)
-
-    def same_outputs(self, codec: ImageCodec, base: Any) -> bool:
-        return bool(codec.labels == base.labels)
-
-    def score(self, predictions: Sequence[LabelPrediction], examples: pl.DataFrame) -> Metrics:
-        return score_labels(predictions, examples["label"].to_list())
-
-    def evaluate(
-        self, predictions: Sequence[LabelPrediction], examples: pl.DataFrame
-    ) -> dict[str, Any]:
-        return evaluate_labels(predictions, examples["label"].to_list())
+        criterion = self.criterion(codec)
+        return ImageClassifier(backbone, codec, criterion, self.augmentation, self.mixing)
 
 
-def _has_split_folders(upload: Upload) -> bool:
+def _read_folders(archive: Archive, options: DatasetOptions) -> pl.DataFrame:
+    """The files of folders that are labels: `name`, `label`, and `split` where folders tell it."""
+    placed = class_folders(archive)
+    frame = pl.DataFrame(
+        {
+            "name": pl.Series([place.name for place in placed], dtype=pl.String),
+            "label": read_labels(pl.Series([place.label for place in placed]), options),
+            SPLIT: pl.Series([place.split for place in placed], dtype=pl.String),
+        }
+    )
+    return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
+
+
+def _tables(archive: Archive, options: DatasetOptions) -> list[str]:
+    """The tables that say what is what; none where folders do."""
+    return [] if options.format == FOLDERS else manifests(archive)
+
+
+def _has_tables(upload: Upload) -> bool:
     try:
         with open_archive(upload.path, _LIMITS) as archive:
-            return class_folders(archive)[0].split is not None
+            return bool(manifests(archive))
     except Invalid:
         return False  # said, with its place, when the file is read
+
+
+def _tells_splits(upload: Upload, options: DatasetOptions) -> bool:
+    try:
+        with open_archive(upload.path, _LIMITS) as archive:
+            tables = _tables(archive, options)
+            if tables:
+                return split_of(tables[0]) is not None
+            return class_folders(archive)[0].split is not None
+    except Invalid:
+        return False  # as above
 
 
 def _side(facts: Facts) -> int:

@@ -1,4 +1,4 @@
-"""Text classification: a label for each text."""
+"""Text classification: a label for each text, or several."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -8,22 +8,17 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from models.base import Architecture, Learner, Supervised, TextEncoder
-from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
 from models.text_cnn import TextCNN
-from tasks.base import DatasetOptions, Facts, Metrics, Objective, Upload, read_fields
-from tasks.parts.column_types import to_text
+from tasks.base import DatasetOptions, Facts, Upload, read_fields
 from tasks.parts.columns import Columns
-from tasks.parts.labels import (
-    CLASSIFICATION_METRICS,
-    LabelCodec,
-    LabelPrediction,
-    balance,
-    check_classes,
-    count_labels,
-    evaluate_labels,
-    score_labels,
+from tasks.parts.label_sets import (
+    LabelSetCodec,
+    LabelTask,
+    describe_labels,
+    read_labels,
 )
+from tasks.parts.problems import Invalid, Problem
 from tasks.parts.reading import LONG_TOKEN, TextTask
 from tasks.parts.splits import LINE
 from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
@@ -32,11 +27,14 @@ from tasks.parts.vocabulary import Vocabulary
 
 USUAL = {
     "text": ("text", "sentence", "review", "content", "document", "comment", "utterance", "query"),
-    "label": ("label", "class", "category", "target", "intent", "sentiment", "topic"),
+    "label": (
+        *("label", "labels", "class", "category", "categories", "target", "intent", "sentiment"),
+        *("topic", "topics", "tags"),
+    ),
 }
 
 
-class TextClassificationCodec(LabelCodec):
+class TextClassificationCodec(LabelSetCodec):
     """A vocabulary, and the labels."""
 
     vocabulary: Vocabulary
@@ -61,38 +59,34 @@ class TextClassificationCodec(LabelCodec):
         return Columns((self.vocabulary.encode([given.text for given in inputs]),))
 
 
-class TextClassification(TextTask):
-    """Choose one label for each text: sentiment, topic, intent, language."""
+class TextClassification(LabelTask, TextTask):
+    """Choose one label for each text: sentiment, topic, intent, language; or several, where the data has them."""
 
     name: Literal["text-classification"] = "text-classification"
     architecture: Auto[OneOf[TextEncoder]] = Field(AUTO, description="What learns from the texts.")
-    loss: OneOf[ClassificationLoss] = Field(
-        CrossEntropy(), description="How far scores are from labels."
-    )
 
     bulky = ("text",)
     input_type: ClassVar[type[BaseModel]] = TextInput
-    prediction_type: ClassVar[type[BaseModel]] = LabelPrediction
     codec_type = TextClassificationCodec
-    objective = Objective("accuracy")
-    formats = TABLE_FORMATS
-    metrics = CLASSIFICATION_METRICS
+    formats: ClassVar[Mapping[str, str]] = {
+        **TABLE_FORMATS,
+        "jsonl": "One JSON object per line with a text and its label, or a list of labels.",
+        "parquet": "Apache Parquet with texts and labels, which may be lists of strings.",
+    }
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
         check_mapping(options.column_mapping, list(USUAL))
-        frame = read_table(upload, options.format)
+        frame = read_table(upload, options.format, lists=True)
         columns = choose_columns(frame, options.column_mapping, USUAL)
+        if columns["text"].dtype != pl.String:
+            raise Invalid(Problem(("text",), "lists in the place of texts", None, "one text each"))
         kept = [name for name in (options.split.by, LINE) if name in frame.columns]
         examples = frame.select(pl.Series(name, frame[name]) for name in kept).with_columns(
-            columns["text"], to_text(columns["label"])
+            columns["text"], read_labels(columns["label"], options)
         )
         check_present(examples, "text")
         return examples
-
-    @classmethod
-    def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
-        return "label"
 
     @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
@@ -102,12 +96,11 @@ class TextClassification(TextTask):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        labels = check_classes(splits, "label")
-        frames = {name: frame.select("text", "label") for name, frame in splits.items()}
+        read, labels, shares = describe_labels(splits)
+        frames = {name: frame.select("text", "label") for name, frame in read.items()}
         empty = {n: int((f["text"].str.strip_chars() == "").sum()) for n, f in frames.items()}
         lengths = measure(frames["train"]["text"])
-        report = {**balance(frames, "label"), "empty_texts": empty, **lengths}
-        return frames, {"labels": labels, **lengths}, report
+        return frames, {**labels, **lengths}, {**shares, "empty_texts": empty, **lengths}
 
     @classmethod
     def texts(cls, examples: pl.DataFrame) -> Sequence[str]:
@@ -122,21 +115,12 @@ class TextClassification(TextTask):
         schema: Mapping[str, Any],
         base: TextClassificationCodec | None = None,
     ) -> TextClassificationCodec:
-        labels, counts = count_labels(train.select("label").collect()["label"])
+        labels = self.learn_labels(train.select("label").collect()["label"])
         vocabulary = self.learn_vocabulary(train.select("text"), base)
-        return TextClassificationCodec(labels=labels, counts=counts, vocabulary=vocabulary)
+        return TextClassificationCodec(**labels, vocabulary=vocabulary)
 
     def build(self, codec: TextClassificationCodec) -> Learner:
         vocabulary = codec.vocabulary
         backbone = self.architecture.build(vocabulary.size, vocabulary.max_length)
         head = nn.Linear(backbone.width, len(codec.labels))
-        return Supervised(backbone, head, self.loss.build(codec.counts))
-
-    def same_outputs(self, codec: TextClassificationCodec, base: Any) -> bool:
-        return isinstance(base, TextClassificationCodec) and codec.labels == base.labels
-
-    def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
-        return score_labels(predictions, examples["label"].to_list())
-
-    def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
-        return evaluate_labels(predictions, examples["label"].to_list())
+        return Supervised(backbone, head, self.criterion(codec))

@@ -247,7 +247,7 @@ def judged(state: State, trained: Trained, validation: Split) -> State:
     """The state with what it is worth now, in the middle of its first epoch."""
     *_, metrics = judge(trained, {"validation": validation})
     assert metrics is not None
-    best = metrics["validation"][trained.task.objective.metric]
+    best = metrics["validation"][trained.task.aim.metric]
     return state.model_copy(update={"best": best, "metrics": metrics})
 
 

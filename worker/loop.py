@@ -138,12 +138,12 @@ def fit(
 
         assert metrics is not None
         metrics["train"]["loss"] = loss_sum / max(1, len(batches))
-        decisive = task.objective.metric
+        decisive = task.aim.metric
         value = metrics["validation"][decisive]
         metrics["gap"] = {decisive: metrics["train"][decisive] - value}
         patience = training.early_stopping
-        is_best = task.objective.better(value, state.best)
-        counts = task.objective.better(value, state.best, patience.min_delta if patience else 0.0)
+        is_best = task.aim.better(value, state.best)
+        counts = task.aim.better(value, state.best, patience.min_delta if patience else 0.0)
         best_epoch = epoch if counts else state.best_epoch
         waited = epoch - best_epoch
         state = State(

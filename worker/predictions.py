@@ -41,7 +41,7 @@ def predict(desk: Desk) -> None:
     checkpoint = desk.materials.checkpoint(desk.job.base_checkpoint_id or "")
     trained = desk.materials.trained(checkpoint, desk.device)
     source = source_of(desk)
-    with Parts(desk, trained.task.prediction_type, source.total) as parts:
+    with Parts(desk, trained.task.answer_type, source.total) as parts:
         for start in range(parts.stop, source.total, source.at_once):
             for answers in desk.heard(answering(source.piece(start, trained), trained, start)):
                 if answers is not None:
@@ -179,7 +179,7 @@ def publish(desk: Desk, trained: Trained) -> None:
 
     Raises Invalid when there is no prediction at all: something is wrong with the inputs as a whole.
     """
-    prediction_type = trained.task.prediction_type
+    prediction_type = trained.task.answer_type
     parts = [desk.materials.blob(blob_id) for _, blob_id in _parts_of(desk)]
     with _folder(desk) as name:
         folder, rows, failed = Path(name), 0, 0

@@ -23,6 +23,7 @@ from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
 from tasks.intent_and_slots import IntentPrediction
 from tasks.parts.detecting import DetectionPrediction
+from tasks.parts.label_sets import LabelsPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
@@ -73,6 +74,15 @@ class LabelParameters(Parameterless):
     )
 
 
+class LabelSetParameters(Parameterless):
+    """How to give labels of which an example may have several."""
+
+    top_k: int | None = Field(None, ge=1, strict=True, description="Only so many, the best ones.")
+    function_to_apply: Literal["sigmoid"] | None = Field(
+        None, description="How scores were made probabilities."
+    )
+
+
 class TextParameters(Parameterless):
     """How to give texts that were written, beside the task's own parameters."""
 
@@ -98,7 +108,8 @@ class Shape(NamedTuple):
 
 
 def _scores(
-    prediction: LabelPrediction | IntentPrediction, parameters: LabelParameters
+    prediction: LabelPrediction | IntentPrediction,
+    parameters: LabelParameters | LabelSetParameters,
 ) -> list[dict[str, Any]]:
     count = parameters.top_k or len(prediction.scores)
     best = nlargest(count, prediction.scores.items(), key=itemgetter(1))
@@ -182,6 +193,7 @@ def _text(prediction: Generated, parameters: TextParameters) -> dict[str, Any]:
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
     LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
+    LabelsPrediction: Shape(LabelSetParameters, _scores, attrgetter("label")),
     NumberPrediction: Shape(Parameterless, _value, attrgetter("value")),
     TagsPrediction: Shape(TokenParameters, _tags, attrgetter("tags"), is_listed=False),
     IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
@@ -297,7 +309,7 @@ async def _ready(ref: str, project_id: str, request: Request) -> Ready:
 
 
 def _shape(task: Task) -> Shape:
-    shape = SHAPES.get(task.prediction_type)
+    shape = SHAPES.get(task.answer_type)
     if shape is None:
         raise NotFound("shape of Hugging Face for the task", task.name)
     return shape

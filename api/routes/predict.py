@@ -198,7 +198,7 @@ def _top_k(task: Task, asked: dict[str, Any]) -> int | None:
     """How many scores to show; None for all. Raises Invalid, also for parameters the task lacks."""
     own, scored = (
         [*task.parameters_type.model_fields],
-        "scores" in task.prediction_type.model_fields,
+        "scores" in task.answer_type.model_fields,
     )
     allowed = [*own, "top_k"] if scored else own
     problems = [

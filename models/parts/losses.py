@@ -1,16 +1,21 @@
-"""Losses a request can name: of class scores (`ClassificationLoss`) and of numbers (`RegressionLoss`)."""
+"""Losses a request can name: of class scores (`ClassificationLoss`), of sets of labels, and of numbers."""
 
 from abc import abstractmethod
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.parts.options import Option
 
 
-class ClassificationLoss(Option):
+class LabelLoss(Option):
+    """How far scores (B, labels) are from what an example is: of one class, or of several labels."""
+
+
+class ClassificationLoss(LabelLoss):
     """How far scores (B, classes) are from target classes (B,)."""
 
     @abstractmethod
@@ -34,6 +39,76 @@ class CrossEntropy(ClassificationLoss):
         if self.class_weights == "balanced":
             weights = sum(counts) / (len(counts) * torch.tensor(counts).float().clamp(min=1))
         return nn.CrossEntropyLoss(weights, label_smoothing=self.label_smoothing)
+
+
+class MultiLabelLoss(LabelLoss):
+    """How far scores (B, labels) are from the labels that examples have (B, labels), each 0 or 1."""
+
+    @abstractmethod
+    def build(self, counts: list[int], examples: int) -> nn.Module:
+        """The criterion for labels that so many of the `examples` of the train split have."""
+
+
+class BinaryCrossEntropy(MultiLabelLoss):
+    """Negative log-likelihood of each label by itself under a sigmoid."""
+
+    name: Literal["binary-cross-entropy"] = "binary-cross-entropy"
+    label_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="`balanced` lets examples that have a label count as much as those without it.",
+    )
+
+    def build(self, counts: list[int], examples: int) -> nn.Module:
+        weights = None
+        if self.label_weights == "balanced":
+            having = torch.tensor(counts).float().clamp(min=1)
+            weights = (examples - having).clamp(min=1) / having
+        return LabelCriterion(nn.BCEWithLogitsLoss(pos_weight=weights))
+
+
+class Focal(MultiLabelLoss):
+    """Cross-entropy of each label that counts less the surer it is (Lin et al., 2017)."""
+
+    name: Literal["focal"] = "focal"
+    gamma: float = Field(
+        2.0, ge=0, le=10, description="How much less what is nearly certain counts; 0: as much."
+    )
+    alpha: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the weight that labels have that are there; the paper's is 0.25, after which fewer "
+        "are given.",
+    )
+
+    def build(self, counts: list[int], examples: int) -> nn.Module:
+        return LabelCriterion(FocalCriterion(self.gamma, self.alpha))
+
+
+class LabelCriterion(nn.Module):
+    """A criterion of numbers that also takes labels as bytes (B, labels)."""
+
+    def __init__(self, of_numbers: nn.Module) -> None:
+        super().__init__()
+        self.of_numbers = of_numbers
+
+    def forward(self, scores: Tensor, having: Tensor) -> Tensor:
+        loss: Tensor = self.of_numbers(scores, having.to(scores.dtype))
+        return loss
+
+
+class FocalCriterion(nn.Module):
+    """Of scores (B, labels) and targets (B, labels) in [0, 1]; the mean () over both."""
+
+    def __init__(self, gamma: float, alpha: float) -> None:
+        super().__init__()
+        self.gamma, self.alpha = gamma, alpha
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        entropy = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+        wrong = (scores.sigmoid() - targets).abs()
+        side = self.alpha * targets + (1 - self.alpha) * (1 - targets)
+        return (side * wrong**self.gamma * entropy).mean()
 
 
 class RegressionLoss(Option):

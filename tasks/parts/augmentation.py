@@ -1,6 +1,7 @@
 """Random variation of training images, on whole batches and on their device."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -85,6 +86,67 @@ def _moved(boxes: Tensor, placements: Tensor) -> Tensor:
     a, b, c, d = (part[:, None, None] for part in (a, b, c, d))
     there = torch.stack([(d * x - b * y) / by, (a * y - c * x) / by], -1) / 2 + 0.5
     return torch.cat([there.amin(2), there.amax(2)], -1)
+
+
+class Mixed(NamedTuple):
+    """Images (B, C, H, W) of which a `share` is their own, and the rest their `partners`' (B,), by place."""
+
+    images: Tensor
+    partners: Tensor
+    share: float
+
+
+class Mixing(Plain):
+    """How training images are mixed with others of their batch, and their labels with them; not at all by default."""
+
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Pixels are averages of two images' (Zhang et al., 2018); the larger, the more even: 0.2 is usual.",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="A rectangle comes from another image (Yun et al., 2019); the larger, the more even: 1 is usual.",
+    )
+    share: float = Field(
+        1.0, gt=0, le=1, description="Share of the steps in which images are mixed."
+    )
+
+    @property
+    def mixes(self) -> bool:
+        return max(self.mixup, self.cutmix) > 0
+
+    def mix(self, images: Tensor) -> Mixed:
+        """Images (B, C, H, W), mixed by draws from torch's own generator; with both kinds on, either as often."""
+        partners = torch.randperm(len(images)).to(images.device)
+        if torch.rand(()) >= self.share:
+            return Mixed(images, partners, 1.0)
+        cuts = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(()) < 0.5))
+        alpha = self.cutmix if cuts else self.mixup
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        if cuts:
+            return _pasted(images, partners, share)
+        whole = images.float()
+        return Mixed(whole * share + whole[partners] * (1 - share), partners, share)
+
+
+def _pasted(images: Tensor, partners: Tensor, share: float) -> Mixed:
+    """Images with a rectangle of others in them, about as large as the rest leaves room for."""
+    height, width = images.shape[2:]
+    top, bottom = _stretch(height, math.sqrt(1 - share))
+    left, right = _stretch(width, math.sqrt(1 - share))
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[partners, :, top:bottom, left:right]
+    return Mixed(mixed, partners, 1 - (bottom - top) * (right - left) / (height * width))
+
+
+def _stretch(side: int, share: float) -> tuple[int, int]:
+    """Where a share of a side begins and ends that lies anywhere, and is cut off at the edges."""
+    middle, half = int(torch.randint(side, ())), side * share / 2
+    return max(0, round(middle - half)), min(side, round(middle + half))
 
 
 def _places(side: int, moves: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ def _no_number(word: str) -> NoReturn:
 
 def _check_cell(name: str, cell: Any, number: int, faults: Faults, *, lists: bool) -> bool:
     msg = None
-    if lists and isinstance(cell, list) and cell and all(isinstance(one, str) for one in cell):
+    if lists and isinstance(cell, list) and all(isinstance(one, str) for one in cell):
         return all(_check_cell(name, one, number, faults, lists=False) for one in cell)
     if not name or is_unstorable(name):
         msg = "not a name for a column"

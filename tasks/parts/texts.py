@@ -27,7 +27,7 @@ class TextInput(Plain):
 def choose_columns(
     frame: pl.DataFrame, mapping: Mapping[str, str], usual: Mapping[str, tuple[str, ...]]
 ) -> dict[str, pl.Series]:
-    """The columns of a task's roles as strings under the roles' names, from the file's own names.
+    """The columns of a task's roles under the roles' names, from the file's own names; lists stay, all else is strings.
 
     `usual` has the names to look for when the mapping names none. Raises Invalid for each one missing.
     """
@@ -45,7 +45,11 @@ def choose_columns(
     ]
     if problems:
         raise Invalid(*problems)
-    return {role: frame[name].cast(pl.String).alias(role) for role, name in names.items() if name}
+    return {role: _text(frame[name]).alias(role) for role, name in names.items() if name}
+
+
+def _text(values: pl.Series) -> pl.Series:
+    return values if values.dtype == pl.List(pl.String) else values.cast(pl.String)
 
 
 def check_present(frame: pl.DataFrame, *columns: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def texts() -> str:
     return "\n".join(["text,label", *rows])
 
 
+def topics() -> str:
+    named = [["sea"], ["sky", "sea"], ["sky"], []]
+    return "\n".join(
+        json.dumps({"text": f"over {' and '.join(of)} {n}", "labels": of})
+        for n in range(6)
+        for of in named
+    )
+
+
 def claims() -> str:
     rows = [f"a {who} eats,a {who} {w}eats,{w}" for who in ("cat", "dog") for w in ("", "never ")]
     return "\n".join(["text_a,text_b,label", *(f"{row}said" for row in rows * 6)])
@@ -71,6 +81,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("rows")
         world.publish("pictures", image_example())
         world.publish("reviews", table_example("text-classification", texts()))
+        world.publish("topics", table_example("text-classification", topics()))
         world.publish("claims", table_example("text-pair-classification", claims()))
         world.publish("fishes", table_example("tabular-regression", fishes()))
         for task in ("token-classification", "intent-and-slots"):
@@ -134,6 +145,26 @@ def test_a_text_gets_its_labels_best_first(served: Served) -> None:
     assert len(expected["scores"]) == 3
     best = hub(served, "reviews@1").text_classification(text, top_k=2, function_to_apply="softmax")
     assert pairs(best) == ranked(expected)[:2]
+
+
+def test_a_text_with_several_labels_gets_the_score_of_each(served: Served) -> None:
+    text = "over sky and sea"
+    [expected] = natively(served, "topics", [{"text": text}])
+    assert set(expected) == {"label", "scores", "labels"}
+    assert expected["labels"] == [name for name, score in ranked(expected) if score >= 0.5]
+    assert pairs(hub(served, "topics").text_classification(text)) == ranked(expected)
+    best = hub(served, "topics").text_classification(text, top_k=1, function_to_apply="sigmoid")
+    assert pairs(best) == ranked(expected)[:1]
+    with pytest.raises(HfHubHTTPError, match="function_to_apply"):
+        hub(served, "topics").text_classification(text, function_to_apply="softmax")
+    tensors = served.post(
+        "/v2/models/topics/infer",
+        json={"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]},
+    )
+    assert tensors.status_code == 200, tensors.text
+    found = {output["name"]: output["data"] for output in tensors.json()["outputs"]}
+    assert found["scores"] == pytest.approx([expected["scores"][name] for name in ("sea", "sky")])
+    assert json.loads(found["labels"][0]) == expected["labels"]
 
 
 def test_a_text_gets_its_spans(served: Served) -> None:

@@ -167,19 +167,19 @@ def test_a_step_changes_the_weights(name: str) -> None:
 def test_a_task_learns_its_toy(name: str) -> None:
     task = spec(name).task
     metrics = task.score(answers(name, fitted(name)), validation(name))
-    assert set(metrics) == set(task.metrics)
+    assert set(metrics) == set(task.measures)
     assert task.objective.better(metrics[task.objective.metric], goal(name)[0]), metrics
 
 
 @every
 def test_an_evaluation_has_every_metric(name: str) -> None:
     found = spec(name).task.evaluate(answers(name, fitted(name)), validation(name))
-    assert set(spec(name).task.metrics) <= set(found)
+    assert set(spec(name).task.measures) <= set(found)
 
 
 @every
 def test_predictions_are_of_the_declared_type(name: str) -> None:
-    kind: type[BaseModel] = spec(name).task.prediction_type
+    kind: type[BaseModel] = spec(name).task.answer_type
     for prediction in answers(name, fitted(name))[:5]:
         assert kind.model_validate_json(prediction.model_dump_json()) == prediction
 

@@ -22,7 +22,7 @@ from models.parts.training import Training, Transfer
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Upload
 from tasks.image_classification import ImageClassification, ImageCodec
-from tasks.parts.augmentation import Augmentation
+from tasks.parts.augmentation import Augmentation, Mixing
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid
 from tasks.parts.splits import SplitOptions
@@ -431,7 +431,7 @@ def test_lying_and_standing_bars_are_told_apart(
     predictions = trained.predict(codec.read_inputs(truth["image"].to_list()))
     assert all(isinstance(prediction, LabelPrediction) for prediction in predictions)
     assert task.score(predictions, truth)["accuracy"] >= 0.9
-    assert set(task.score(predictions, truth)) == set(task.metrics)
+    assert set(task.score(predictions, truth)) == set(task.measures)
     assert task.evaluate(predictions, truth)["confusion"]["labels"] == ["lying", "standing"]
 
     save_weights(trained.learner.state_dict(), tmp_path / "weights")
@@ -473,3 +473,57 @@ def test_rare_classes_can_weigh_more(task: ImageClassification, codec: ImageCode
     balanced = task.model_copy(update={"loss": CrossEntropy(class_weights="balanced")})
     learner = balanced.build(codec.model_copy(update={"counts": [30, 10]}))
     assert learner.criterion.weight.tolist() == pytest.approx([2 / 3, 2])
+
+
+# Mixing
+
+MANY = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 8, 10) * 40
+
+
+def test_mixup_averages_each_image_with_its_partner() -> None:
+    torch.manual_seed(0)
+    images, partners, share = Mixing(mixup=1).mix(MANY)
+    assert 0 < share < 1
+    assert sorted(partners.tolist()) == list(range(6))
+    torch.testing.assert_close(images, MANY.float() * share + MANY[partners].float() * (1 - share))
+
+
+def test_cutmix_pastes_a_rectangle_of_the_partner_and_tells_its_share() -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        images, partners, share = Mixing(cutmix=1).mix(MANY)
+        assert images.dtype == torch.uint8
+        moved = partners != torch.arange(6)
+        pasted = images[moved, 0] != MANY[moved, 0]
+        assert (pasted == pasted[:1]).all(), "the same places of all images"
+        assert pasted[0].float().mean() == pytest.approx(1 - share)
+        rows, columns = pasted[0].any(1), pasted[0].any(0)
+        assert torch.equal(pasted[0], rows[:, None] & columns[None]), "a rectangle"
+        assert torch.equal(images[moved][:, :, pasted[0]], MANY[partners][moved][:, :, pasted[0]])
+
+
+def test_a_share_of_the_steps_mixes_and_each_kind_has_its_turn() -> None:
+    torch.manual_seed(0)
+    found = [Mixing(mixup=1, cutmix=1, share=0.5).mix(MANY) for _ in range(200)]
+    whole = sum(torch.equal(mixed.images, MANY) and mixed.share == 1 for mixed in found)
+    averaged = sum(mixed.images.dtype == torch.float32 for mixed in found)
+    assert 70 < whole < 130
+    assert 25 < averaged < 75
+
+
+@pytest.mark.parametrize("mixing", [Mixing(mixup=0.4), Mixing(cutmix=1)])
+def test_a_mixed_loss_is_shared_out_between_both_labels(
+    mixing: Mixing, data: Checked, codec: ImageCodec, task: ImageClassification
+) -> None:
+    mixed_task = task.model_copy(update={"mixing": mixing, "augmentation": STILL})
+    torch.manual_seed(0)
+    learner = mixed_task.build(codec).train()
+    batch = codec.encode(data.splits["train"][:8]).batch(torch.arange(8))
+    torch.manual_seed(5)
+    loss = learner.loss(batch)
+    torch.manual_seed(5)
+    images, partners, share = mixing.mix(batch.inputs[0])
+    chances = learner(images).log_softmax(1)
+    targets = torch.nn.functional.one_hot(batch.targets[0], 2).float()
+    soft = share * targets + (1 - share) * targets[partners]
+    torch.testing.assert_close(loss, -(soft * chances).sum(1).mean())

@@ -90,7 +90,13 @@ def test_every_line_without_a_text_is_named(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("targets", [[], ["a", 3], [["a"]], {"a": 1}, ["\ud800"]])
+def test_an_empty_list_of_targets_is_none(tmp_path: Path) -> None:
+    rows = [{"source": "a", "targets": ["b"]}, {"source": "a", "targets": []}]
+    (found,) = problems(tmp_path, lines(*rows), "file.jsonl")
+    assert (found.loc, found.msg) == (("file", "line", 2, "target"), "there is no target")
+
+
+@pytest.mark.parametrize("targets", [["a", 3], [["a"]], {"a": 1}, ["\ud800"]])
 def test_targets_that_are_no_texts_are_named(tmp_path: Path, targets: Any) -> None:
     rows = [{"source": "a", "targets": ["b"]}, {"source": "a", "targets": targets}]
     (found,) = problems(tmp_path, lines(*rows), "file.jsonl")

@@ -107,7 +107,7 @@ def test_every_task_predicts_for_a_data_set_what_it_predicts_for_a_request(
     is_named = name == "image-classification"
     assert files == (examples["name"].to_list() if is_named else [None] * examples.height)
     table = pl.read_parquet(BytesIO(content(small_shop, job, "predictions.parquet")))
-    fields = list(desk_model.task.prediction_type.model_fields)
+    fields = list(desk_model.task.answer_type.model_fields)
     assert table.columns == ["row", "file", *fields, "errors"]
     for field in fields:
         packed = isinstance(expected[0][field], dict | list)
