@@ -65,7 +65,7 @@ CASES = [
     Case("litbank", "litbank_novels_en", "text-generation", "bits_per_character", 2.21),
     Case(
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
-        {}, (None, "cnn"),
+        {}, (None, "cnn", "convnext", "vit"),
     ),
     Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),

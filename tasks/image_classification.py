@@ -29,7 +29,13 @@ from tasks.parts.images import (
     decode_all,
     read_image,
 )
-from tasks.parts.label_sets import LabelSetCodec, LabelTask, describe_labels, read_labels
+from tasks.parts.label_sets import (
+    LabelSetCodec,
+    LabelTask,
+    describe_labels,
+    read_labels,
+    with_rarest,
+)
 from tasks.parts.manifests import SPLIT, manifests, read_manifests, split_of
 from tasks.parts.pictures import (
     Squares,
@@ -169,7 +175,7 @@ class ImageClassification(LabelTask):
             else:
                 frame = _read_folders(archive, options)
             images = [archive.read(name) for name in frame["name"]]
-        frame = frame.with_columns(pl.Series("image", images, pl.Binary))
+        frame = with_rarest(frame.with_columns(pl.Series("image", images, pl.Binary)))
         return frame.with_columns(look(frame))
 
     @classmethod

@@ -17,6 +17,7 @@ from tasks.parts.label_sets import (
     LabelTask,
     describe_labels,
     read_labels,
+    with_rarest,
 )
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.reading import LONG_TOKEN, TextTask
@@ -86,7 +87,7 @@ class TextClassification(LabelTask, TextTask):
             columns["text"], read_labels(columns["label"], options)
         )
         check_present(examples, "text")
-        return examples
+        return with_rarest(examples)
 
     @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Examples that have several labels, or none: read, checked, predicted and scored, for tasks that take them too."""
 
-from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -47,6 +47,8 @@ LABEL_SET_METRICS: dict[str, str] = {
     "the labels that occur; needs no threshold.",
 }
 SETS = pl.List(pl.String)
+RAREST = "\0rarest"
+"""A column a reader adds to examples with several labels: which of them is the rarest. `describe` drops it."""
 _LEAST = 1e-15
 
 
@@ -87,7 +89,7 @@ class LabelSetCodec(LabelCodec):
     def encode_labels(self, labels: pl.Series) -> Dense:
         """Classes (N,) int64, or for each label 1 where an example has it (N, labels) uint8. Raises Invalid."""
         if not self.multi_label:
-            return super().encode_labels(labels)
+            return super().encode_labels(_alone(labels))
         rows, names = _pairs(as_sets(labels))
         places = super().encode_labels(names).values if len(names) else torch.zeros(0).long()
         having = torch.zeros((len(labels), len(self.labels)), dtype=torch.uint8)
@@ -145,7 +147,7 @@ class LabelTask(Task):
 
     @classmethod
     def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
-        return None if examples["label"].dtype == SETS else "label"
+        return RAREST if RAREST in examples.columns else "label"
 
     def resolve(self, facts: Facts) -> Self:
         """Raises Invalid for a loss, or one label, that does not fit the data."""
@@ -195,18 +197,12 @@ class LabelTask(Task):
     def score(self, predictions: Sequence[Any], examples: pl.DataFrame) -> Metrics:
         if self.multi_label is True:
             return score_label_sets(predictions, as_sets(examples["label"]).to_list())
-        return score_labels(predictions, examples["label"].to_list())
+        return score_labels(predictions, _alone(examples["label"]).to_list())
 
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         if self.multi_label is True:
             return evaluate_label_sets(predictions, as_sets(examples["label"]).to_list())
-        return evaluate_labels(predictions, examples["label"].to_list())
-
-    @abstractmethod
-    def learn_codec(
-        self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
-    ) -> Any:
-        raise NotImplementedError
+        return evaluate_labels(predictions, _alone(examples["label"]).to_list())
 
 
 # From an upload to a checked data set
@@ -231,6 +227,24 @@ def as_sets(labels: pl.Series) -> pl.Series:
     cells = ([c] if isinstance(c, str) else c or [] for c in labels.to_list())
     tidy = [[*dict.fromkeys((label or "").strip() for label in cell)] for cell in cells]
     return pl.Series(labels.name, tidy, SETS)
+
+
+def with_rarest(examples: pl.DataFrame) -> pl.DataFrame:
+    """Examples with what splits keep the shares of: the rarest of their labels (after Sechidis et al., 2011)."""
+    if examples["label"].dtype != SETS:
+        return examples
+    cells = examples["label"].to_list()
+    counts = Counter(label for cell in cells for label in cell)
+    rarest = [min(cell, key=lambda label: (counts[label], label), default="") for cell in cells]
+    return examples.with_columns(pl.Series(RAREST, rarest, pl.String))
+
+
+def _alone(labels: pl.Series) -> pl.Series:
+    """Labels that are one for each example. Raises Invalid for those of data where they may be several."""
+    if labels.dtype == SETS:
+        message, allowed = "examples have several labels, the model gives one", "one label each"
+        raise Invalid(Problem((labels.name,), message, None, allowed))
+    return labels
 
 
 def describe_labels(

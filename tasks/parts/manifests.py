@@ -10,7 +10,7 @@ import polars as pl
 
 from tasks.base import DatasetOptions, Upload
 from tasks.parts.archives import SPLIT_FOLDERS, Archive, is_clutter
-from tasks.parts.label_sets import read_labels
+from tasks.parts.label_sets import as_sets, read_labels
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import LINE
 from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
@@ -38,6 +38,8 @@ def read_manifests(archive: Archive, tables: list[str], options: DatasetOptions)
     check_mapping(options.column_mapping, list(USUAL))
     names = _Names(archive)
     frames = [_read(archive, table, names, options) for table in tables]
+    if len({str(frame["label"].dtype) for frame in frames}) > 1:
+        frames = [frame.with_columns(as_sets(frame["label"])) for frame in frames]
     told = [split_of(table) for table in tables]
     if None in told and any(told):
         which = tables[told.index(None)]

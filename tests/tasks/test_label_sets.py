@@ -101,6 +101,19 @@ def test_schema_and_report_tell_of_several_labels(tmp_path: Path) -> None:
     assert data.report["labels_per_example"] == {"mean": counts[0] / 4, "max": 2}
 
 
+def test_a_rare_label_is_trained_on_in_whatever_split_is_drawn(tmp_path: Path) -> None:
+    rows = "text,label\n" + "".join(
+        f"{n},{'often|rare' if n == 7 else 'often'}\n" for n in range(20)
+    )
+    files = text_file(tmp_path, rows)
+    for seed in range(8):
+        split = {"fraction": 0.5, "seed": seed}
+        options = LabelsOptions.model_validate({"label_separator": "|", "split": split})
+        data = TextClassification.check(files, options)
+        assert data.report["classes"]["rare"] == {"train": 1, "validation": 0}
+        assert data.splits["train"].columns == ["text", "label"]
+
+
 def test_without_a_separator_a_cell_is_one_label(tmp_path: Path) -> None:
     rows = "text,label\n" + "".join(f"{n},{'a|b' if n % 2 else 'a'}\n" for n in range(10))
     data = TextClassification.check(text_file(tmp_path, rows), LabelsOptions())
@@ -385,6 +398,26 @@ def test_focal_loss_is_cross_entropy_of_what_is_unsure() -> None:
 
 
 # Learning
+
+
+def test_a_model_of_one_label_refuses_data_of_several() -> None:
+    alone = CODEC.model_copy(update={"multi_label": False})
+    several = pl.Series("label", [["a"]])
+    with pytest.raises(Invalid, match="examples have several labels"):
+        alone.encode_labels(several)
+    made_up = [LabelPrediction(label="a", scores={"a": 1.0, "b": 0.0})]
+    with pytest.raises(Invalid, match="examples have several labels"):
+        TextClassification(multi_label=False).score(made_up, several.to_frame())
+
+
+def test_tables_may_have_labels_alone_and_in_lists(tmp_path: Path) -> None:
+    tables = {
+        "train.jsonl": '{"image": "images/0.png", "label": ["a", "b"]}\n'
+        + '{"image": "images/1.png", "label": []}\n{"image": "images/2.png", "label": ["a"]}',
+        "test.csv": "image,label\nimages/3.png,a\n",
+    }
+    data = ImageClassification.check(stripes(tmp_path, "", tables), DatasetOptions())
+    assert data.splits["test"]["label"].to_list() == [["a"]]
 
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(label_weights="balanced"), Focal()])
