@@ -237,6 +237,18 @@ def tiles(path: Path, examples: int) -> None:
         archive.writestr("annotations.json", json.dumps(whole))
 
 
+def skies(path: Path, examples: int) -> None:
+    """Folders of tiny pictures: light above and dark below, or the other way round, at some height."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            pixels = draw.integers(0, 30, (8, 8), dtype=np.uint8)
+            pixels[: draw.integers(3, 6)] += draw.integers(100, 220, dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels if number % 2 else pixels[::-1]).save(file, "PNG")
+            archive.writestr(f"{['night', 'day'][number % 2]}/{number}.png", file.getvalue())
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
