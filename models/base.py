@@ -440,3 +440,15 @@ class CausalEncoder(TokenEncoder):
     @abstractmethod
     def build(self, vocabulary: int, max_length: int) -> CausalBackbone:
         """As of any `TokenEncoder`; `read_on` is for what is built `one_way`."""
+
+
+class ImageGenerator(Architecture):
+    """Learns to make images like those it is shown."""
+
+    @abstractmethod
+    def build(self, channels: int, side: int, classes: int) -> Supervised:
+        """A learner of images (B, channels, side, side) uint8, its only target.
+
+        Its inputs say what to make: class, seed and steps (B, 3) int64, and guidance (B,) float32. A class is in
+        [0, classes), or `classes` for any. Outputs (B, channels, side, side) in [0, 1]: a function of their row alone.
+        """

@@ -235,6 +235,16 @@ def tiles(path: Path, examples: int) -> None:
         categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
         whole = {"images": images, "annotations": annotations, "categories": categories}
         archive.writestr("annotations.json", json.dumps(whole))
+def skies(path: Path, examples: int) -> None:
+    """Folders of tiny pictures: light above and dark below, or the other way round, at some height."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            pixels = draw.integers(0, 30, (8, 8), dtype=np.uint8)
+            pixels[: draw.integers(3, 6)] += draw.integers(100, 220, dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels if number % 2 else pixels[::-1]).save(file, "PNG")
+            archive.writestr(f"{['night', 'day'][number % 2]}/{number}.png", file.getvalue())
 
 
 def skies(path: Path, examples: int) -> None:
@@ -262,5 +272,6 @@ _TOYS = {
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
     "coreference": Toy("meetings.jsonl", meetings, 0.9),
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
+    "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
 }

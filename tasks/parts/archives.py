@@ -260,6 +260,24 @@ def class_folders(archive: Archive) -> list[Placed]:
     ]
 
 
+def image_folders(archive: Archive) -> list[Placed]:
+    """As `class_folders`, or files of one kind, with the label "": in one folder, or in a folder per split.
+
+    Raises Invalid for files of both kinds, and for an archive without any.
+    """
+    names = [name for name in archive.names if not is_clutter(name)]
+    paths = _unwrapped([name.split("/") for name in names])
+    if not paths or _deep(paths):
+        return class_folders(archive)
+    folders = {path[0].lower() if len(path) > 1 else "" for path in paths}
+    if len(folders) > 1 and folders <= set(SPLIT_FOLDERS):
+        found = zip(names, paths, strict=True)
+        return [Placed(name, "", SPLIT_FOLDERS[path[0].lower()]) for name, path in found]
+    if len(folders) == 1:
+        return [Placed(name, "", None) for name in names]
+    return class_folders(archive)
+
+
 def is_clutter(name: str) -> bool:
     """Whether an operating system left it behind: nothing that its user meant to send."""
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in name.split("/"))

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
 from models.parts.options import Plain
@@ -65,7 +65,9 @@ class ImageInput(Plain):
 class ImagePrediction(Plain):
     """An image that a model made."""
 
-    image: EncodedImage = Field(description="A PNG file as base64.")
+    image: Annotated[EncodedImage, BeforeValidator(lambda given: _from_json(given))] = Field(
+        description="A PNG file as base64."
+    )
 
 
 class ImageFacts(NamedTuple):
@@ -177,16 +179,23 @@ def _has_colour(image: Image.Image) -> bool:
     return bool(np.ptp(pixels, axis=-1).max() > _COLOUR_TOLERANCE)
 
 
-def decode(data: bytes, side: int, channels: int) -> Pixels:
-    """Pixels (channels, side, side) of an encoded image, stretched to a square (bilinear, antialiased)."""
+def decode(data: bytes, side: int, channels: int, *, crop: bool = False) -> Pixels:
+    """Pixels (channels, side, side) of an encoded image, stretched to a square (bilinear, antialiased).
+
+    With `crop`, what lies outside the largest square in the middle is left out before, and nothing is stretched.
+    """
     image = _in_mode(open_image(data, draft=2 * side), "L" if channels == 1 else "RGB")
+    if crop and image.width != image.height:
+        least = min(image.size)
+        left, top = ((length - least) // 2 for length in image.size)
+        image = image.crop((left, top, left + least, top + least))
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
 
 
-def decode_all(images: pl.Series, side: int, channels: int) -> Tensor:
-    """A column of encoded images as one tensor (N, channels, side, side) uint8.
+def decode_all(images: pl.Series, side: int, channels: int, *, crop: bool = False) -> Tensor:
+    """A column of encoded images as one tensor (N, channels, side, side) uint8, made square as by `decode`.
 
     Raises Invalid, at `row`, for images that cannot be decoded.
     """
@@ -194,7 +203,7 @@ def decode_all(images: pl.Series, side: int, channels: int) -> Tensor:
     places = pixels.numpy()
 
     def place(row: int, data: bytes) -> None:
-        places[row] = decode(data, side, channels)
+        places[row] = decode(data, side, channels, crop=crop)
 
     outcomes = each(images, place)
     faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
@@ -257,6 +266,11 @@ def read_image(value: Any) -> bytes:
         except Invalid as error:
             raise Invalid(*(p._replace(loc=("image", *p.loc)) for p in error.problems)) from None
     return _read_bytes(value)
+
+
+def _from_json(given: Any) -> Any:
+    """The bytes of a file that JSON holds as base64."""
+    return base64.b64decode(given, validate=True) if isinstance(given, str) else given
 
 
 def _read_bytes(value: Any) -> bytes:

@@ -11,6 +11,7 @@ from models.base import (
     Backbone,
     Batch,
     ImageBackbone,
+    ImageGenerator,
     Learner,
     SequenceToSequence,
     Supervised,
@@ -28,10 +29,12 @@ FAMILIES: tuple[type[Architecture], ...] = (
     ImageBackbone,
     TextEncoder,
     SequenceToSequence,
+    ImageGenerator,
 )
 CARDINALITIES = [3, 5]
 VOCABULARY, MAX_LENGTH = 20, 32
 IMAGE = (3, 12, 10)
+SIDE = 8
 
 
 def shipped() -> list[type[Architecture]]:
@@ -55,6 +58,8 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
         return Supervised(images, pooled_head(images, classes), criterion)
     if isinstance(architecture, SequenceToSequence):
         return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
+    if isinstance(architecture, ImageGenerator):
+        return architecture.build(IMAGE[0], SIDE, classes)
     assert isinstance(architecture, TextEncoder)
     texts = architecture.build(VOCABULARY, MAX_LENGTH)
     return Supervised(texts, nn.Linear(texts.width, classes), criterion)
@@ -72,6 +77,7 @@ def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batc
         ImageBackbone: images,
         TextEncoder: texts,
         SequenceToSequence: pairs,
+        ImageGenerator: made_images,
     }
     return makers[family(architecture)](count, random)
 
@@ -120,6 +126,16 @@ def pairs(count: int, random: torch.Generator) -> Batch:
     targets = torch.where(there, tokens + 1, 0).scatter(1, lengths[:, None], SENTENCE_END)
     how = torch.tensor(GREEDILY, dtype=torch.float64).repeat(count, 1)
     return Batch((torch.where(there, tokens, 0), lengths, how), (targets, lengths + 1))
+
+
+def made_images(count: int, random: torch.Generator) -> Batch:
+    """Images of a class are bright in one half; they are made in two steps."""
+    classes, seeds = torch.randint(2, (2, count), generator=random)
+    images = torch.randint(0, 60, (count, IMAGE[0], SIDE, SIDE), generator=random)
+    images[classes == 0, :, : SIDE // 2] += 180
+    images[classes == 1, :, SIDE // 2 :] += 180
+    asked = torch.stack([classes, torch.arange(count) + seeds, torch.full_like(classes, 2)], 1)
+    return Batch((asked, torch.ones(count)), (images.to(torch.uint8),))
 
 
 def plan(architecture: Architecture, count: int = 64, seed: int = 0) -> Training:

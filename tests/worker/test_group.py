@@ -76,9 +76,13 @@ def test_several_processes_go_on_with_the_same_bits(size: int, tmp_path: Path) -
     assert not same(undisturbed, alone)
 
 
-def test_processes_that_search_together_stay_in_lockstep(tmp_path: Path) -> None:
-    """What one learns alone is something else: of a batch, each has its own part to tell apart."""
-    case = "search/bag-of-embeddings"
+@pytest.mark.parametrize(
+    "case", ["search/bag-of-embeddings", "image-generation/ddpm", "image-generation/vae"]
+)
+def test_processes_that_do_not_learn_what_one_does_stay_in_lockstep(
+    case: str, tmp_path: Path
+) -> None:
+    """What one learns alone is something else: of a batch, each has its own part to tell apart, or its own noise."""
     gather(2, tmp_path, learn, [case])
     one, other = (weights(tmp_path, case, rank) for rank in range(2))
     start = training(case).trained.learner.state_dict()
