@@ -22,6 +22,7 @@ _SCALARS: Mapping[Any, Any] = {
     int: pl.Int64,
     float: pl.Float64,
     bool: pl.Boolean,
+    bytes: pl.String,  # a file, as base64
 }
 
 

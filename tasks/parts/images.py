@@ -40,6 +40,7 @@ Pixels = NDArray[np.uint8]
 
 EncodedImage = Annotated[
     bytes,
+    BeforeValidator(lambda value: _read_bytes(value) if isinstance(value, str) else value),
     PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
     WithJsonSchema(
         {
@@ -65,9 +66,7 @@ class ImageInput(Plain):
 class ImagePrediction(Plain):
     """An image that a model made."""
 
-    image: Annotated[EncodedImage, BeforeValidator(lambda given: _from_json(given))] = Field(
-        description="A PNG file as base64."
-    )
+    image: EncodedImage = Field(description="A PNG file as base64.")
 
 
 class ImageFacts(NamedTuple):
@@ -266,11 +265,6 @@ def read_image(value: Any) -> bytes:
         except Invalid as error:
             raise Invalid(*(p._replace(loc=("image", *p.loc)) for p in error.problems)) from None
     return _read_bytes(value)
-
-
-def _from_json(given: Any) -> Any:
-    """The bytes of a file that JSON holds as base64."""
-    return base64.b64decode(given, validate=True) if isinstance(given, str) else given
 
 
 def _read_bytes(value: Any) -> bytes:
