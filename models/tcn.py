@@ -23,7 +23,7 @@ class TCN(SequenceEncoder):
         4,
         ge=1,
         le=16,
-        description="Residual layers of two convolutions each; the first steps over 1 step, each next one twice as far.",
+        description="Residual layers of two convolutions each; each looks twice as far as the one before.",
     )
     kernel: int = Field(3, ge=2, le=31, description="Steps that a convolution looks at.")
     activation: Activation = Field("relu", description="Nonlinearity behind each convolution.")
@@ -85,8 +85,7 @@ class TemporalBackbone(TokenBackbone):
         self.layers = nn.ModuleList(
             Residual(options, 2**number) for number in range(options.layers)
         )
-        last = options.pooling == "last"
-        self.pool = LastState(self.width) if last else pooling(options.pooling, self.width)
+        self.pool = _pool(options.pooling, options.width)
 
     def blocks(self) -> list[nn.Module]:
         return [self.embedding, *self.layers, self.pool]
@@ -101,3 +100,7 @@ class TemporalBackbone(TokenBackbone):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         pooled: Tensor = self.pool(self.states(tokens, lengths), lengths)
         return pooled
+
+
+def _pool(name: Pooling | Literal["last"], width: int) -> nn.Module:
+    return LastState(width) if name == "last" else pooling(name, width)

@@ -180,7 +180,9 @@ class SeriesForecast(Task):
         features, vectors = codec.channels * codec.patch, codec.context // codec.patch
         backbone = self.architecture.over_vectors(features, vectors)
         size, known = codec.size, len(codec.known)
-        head = ForecastHead(backbone.width, size.context, size.horizon, size.season, codec.start, known)
+        head = ForecastHead(
+            backbone.width, size.context, size.horizon, size.season, codec.start, known
+        )
         criterion = ForecastLoss(self.loss.build(), codec.interval)
         return Forecaster(backbone, head, criterion, codec.patch)
 

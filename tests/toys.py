@@ -235,16 +235,6 @@ def tiles(path: Path, examples: int) -> None:
         categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
         whole = {"images": images, "annotations": annotations, "categories": categories}
         archive.writestr("annotations.json", json.dumps(whole))
-def skies(path: Path, examples: int) -> None:
-    """Folders of tiny pictures: light above and dark below, or the other way round, at some height."""
-    draw = np.random.default_rng(SEED)
-    with zipfile.ZipFile(path, "w") as archive:
-        for number in range(examples):
-            pixels = draw.integers(0, 30, (8, 8), dtype=np.uint8)
-            pixels[: draw.integers(3, 6)] += draw.integers(100, 220, dtype=np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(pixels if number % 2 else pixels[::-1]).save(file, "PNG")
-            archive.writestr(f"{['night', 'day'][number % 2]}/{number}.png", file.getvalue())
 
 
 def skies(path: Path, examples: int) -> None:
@@ -257,6 +247,27 @@ def skies(path: Path, examples: int) -> None:
             file = io.BytesIO()
             Image.fromarray(pixels if number % 2 else pixels[::-1]).save(file, "PNG")
             archive.writestr(f"{['night', 'day'][number % 2]}/{number}.png", file.getvalue())
+
+
+def tides(path: Path, examples: int) -> None:
+    """A level for each day, of two waves whose common season is longer than anybody looks back."""
+    days = np.arange(examples)
+    levels = 20 + 3 * np.sin(days * 2 * np.pi / 7) + 2 * np.sin(days * 2 * np.pi / 4.3)
+    first = np.datetime64("2024-01-01")
+    rows = [[first + int(day), f"{level:.4f}"] for day, level in zip(days, levels, strict=True)]
+    write_csv(path, ["day", "level"], rows)
+
+
+def beats(path: Path, examples: int) -> None:
+    """Series of any length that beat slowly or fast, and a channel that says nothing."""
+    draw = np.random.default_rng(SEED)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(examples):
+            steps = np.arange(draw.integers(12, 25)) + draw.integers(0, 9)
+            beat = np.sin(steps * (0.5 if number % 2 else 1.6)) + draw.normal(0, 0.1, len(steps))
+            values = np.stack([beat, draw.normal(5, 1, len(steps))], 1).round(3)
+            label = ["fast", "slow"][number % 2]
+            file.write(json.dumps({"values": values.tolist(), "label": label}) + "\n")
 
 
 _TOYS = {
@@ -274,4 +285,6 @@ _TOYS = {
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
     "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
+    "series-forecast": Toy("tides.csv", tides, 0.5, examples=240, epochs=25),
+    "series-classification": Toy("beats.jsonl", beats, 0.9, examples=160),
 }

@@ -21,7 +21,8 @@ def patches(series: Tensor, size: int) -> Tensor:
     if size == 1:
         return series
     padded = F.pad(series, (0, 0, 0, -series.shape[1] % size))
-    return padded.unflatten(1, (-1, size)).flatten(2)
+    found: Tensor = padded.unflatten(1, (-1, size)).flatten(2)
+    return found
 
 
 class SeriesClassifier(Supervised):
@@ -105,7 +106,7 @@ class Forecaster(Supervised):
         self.patch = patch
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Windows, and perhaps what is known of steps to come (B, H, K), to lower ends, forecasts, upper ends (B, 3, H)."""
+        """Windows, and perhaps what is known ahead (B, H, K), to lower ends, forecasts and upper ends (B, 3, H)."""
         window, known = inputs[0], inputs[1] if len(inputs) > 1 else None
         level = window.mean(1, keepdim=True)
         spread = (window - level).square().mean(1, keepdim=True).sqrt()

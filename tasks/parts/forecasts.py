@@ -31,7 +31,7 @@ FORECAST_METRICS: dict[str, str] = {
 }
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Cell = Number | str | None
-Rows = list[Number | None | list[Number | None] | dict[str, Cell]]
+Rows = list[Number | list[Number | None] | dict[str, Cell] | None]
 
 
 class ForecastParameters(Plain):
@@ -75,7 +75,7 @@ class ForecastPrediction(Plain):
     forecast: list[float] = Field(description="The target, step by step.")
     lower: list[float] = Field(description="What it probably does not fall below.")
     upper: list[float] = Field(description="What it probably does not rise above.")
-    times: list[str] | list[int] | None = Field(
+    times: list[str | int] | None = Field(
         None, description="When these steps are, if the request said when the last one was."
     )
 
@@ -123,7 +123,9 @@ class ForecastCodec(Codec):
         wide = int(examples["history"].list.len()[0]) if count else self.context * channels
         history = rows_of(examples["history"], wide).reshape(count, -1, channels)
         known = rows_of(examples["known"], self.horizon * len(self.known))
-        inputs = self._inputs(history[:, -self.context :], known.reshape(count, self.horizon, -1 if self.known else 0))
+        inputs = self._inputs(
+            history[:, -self.context :], known.reshape(count, self.horizon, -1 if self.known else 0)
+        )
         if not targets:
             return Columns(inputs)
         target = self.variables[0]
@@ -176,7 +178,9 @@ class ForecastCodec(Codec):
     def _known(self, read: ForecastInput, horizon: int, problems: list[Problem]) -> Floats:
         if not self.known:
             if read.future is not None:
-                problems.append(Problem(("future",), "nothing is known ahead", None, "leave it out"))
+                problems.append(
+                    Problem(("future",), "nothing is known ahead", None, "leave it out")
+                )
             return np.zeros((self.horizon, 0))
         rows = _rows(read.future or [], self.known, "future", problems)
         if len(rows) < horizon or np.isnan(rows[:horizon]).any():
@@ -251,7 +255,8 @@ def _dense(values: Floats) -> Dense:
 def _standardised(values: Floats, variables: Sequence[Variable]) -> Floats:
     """Values (..., V) of mean 0 and deviation 1 in the train split."""
     means = np.array([variable.mean for variable in variables])
-    return (values - means) / np.array([variable.deviation for variable in variables])
+    found: Floats = (values - means) / np.array([variable.deviation for variable in variables])
+    return found
 
 
 def _rows(rows: Rows, names: Sequence[str], field: str, problems: list[Problem]) -> Floats:
@@ -313,9 +318,13 @@ class Errors(NamedTuple):
 def errors_of(predictions: Sequence[ForecastPrediction], examples: pl.DataFrame) -> Errors:
     """Predictions beside the truth of their examples."""
     horizon = len(predictions[0].forecast)
-    columns = [[getattr(p, name) for p in predictions] for name in ("forecast", "lower", "upper")]
-    truth = rows_of(examples["future"], horizon)
-    return Errors(truth, *map(np.array, columns), scale=examples["scale"].to_numpy()[:, None])
+    return Errors(
+        truth=rows_of(examples["future"], horizon),
+        forecast=np.array([prediction.forecast for prediction in predictions]),
+        lower=np.array([prediction.lower for prediction in predictions]),
+        upper=np.array([prediction.upper for prediction in predictions]),
+        scale=examples["scale"].to_numpy()[:, None],
+    )
 
 
 def point_metrics(missed: Floats, scale: Floats) -> Metrics:

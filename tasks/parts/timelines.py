@@ -1,7 +1,7 @@
 """Tables of series: which column is what, and rows at even steps, split by time alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -46,7 +46,8 @@ class SeriesOptions(DatasetOptions):
         description="Other columns whose past is looked at, too; all columns of numbers if left out.",
     )
     known: list[str] = Field(
-        [], description="Those covariates that are known ahead: prices, holidays, the weather forecast."
+        [],
+        description="Those covariates that are known ahead: prices, holidays, the weather forecast.",
     )
     gaps: Literal["fill", "ignore"] = Field(
         "fill",
@@ -54,7 +55,10 @@ class SeriesOptions(DatasetOptions):
         "whatever time lies between them, as with trading days.",
     )
     most_missing: float = Field(
-        0.2, ge=0, lt=1, description="Share of a series' values that may be missing, and are filled."
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of a series' values that may be missing, and are filled.",
     )
 
 
@@ -184,9 +188,7 @@ def by_time(frames: Mapping[str, pl.DataFrame], options: SeriesOptions) -> dict[
     if TIME in whole.columns and options.gaps == "fill":
         step = find_step([part[TIME] for part in parts])
     problems: list[Problem] = []
-    lines = [
-        line for part in parts if (line := _even(part, step, options, problems)) is not None
-    ]
+    lines = [line for part in parts if (line := _even(part, step, options, problems)) is not None]
     if problems:
         raise Invalid(*problems)
     cut = [Timeline(rows, _cut(rows, given, options)) for rows in lines]
@@ -227,7 +229,10 @@ def _check_order(parts: Sequence[pl.DataFrame]) -> None:
     """Refuses times that occur twice, and splits that do not follow each other."""
     problems: list[Problem] = []
     for part in parts:
-        times, places = part[TIME], part[_SPLIT].replace_strict({n: _place(n) for n in [*SPLITS, "file"]})
+        times, places = (
+            part[TIME],
+            part[_SPLIT].replace_strict({n: _place(n) for n in [*SPLITS, "file"]}),
+        )
         for row in (times == times.shift()).fill_null(False).arg_true():
             msg = "the same time twice; are there several series?"
             allowed = "one row for each time; options.column_mapping.series tells series apart"
@@ -274,8 +279,12 @@ def _even(
     steps = int(positions[-1]) + 1
     missing = steps - part.height + part[target].null_count()
     if missing > options.most_missing * steps:
-        allowed = f"at most {options.most_missing:.0%}; options.most_missing, or options.gaps `ignore`"
-        problems.append(Problem(where, "too many values are missing", f"{missing} of {steps}", allowed))
+        allowed = (
+            f"at most {options.most_missing:.0%}; options.most_missing, or options.gaps `ignore`"
+        )
+        problems.append(
+            Problem(where, "too many values are missing", f"{missing} of {steps}", allowed)
+        )
         return None
     return _filled(part, step, positions, steps, target)
 

@@ -69,9 +69,7 @@ class Step(Plain):
             found: list[datetime] = pl.Series(ticks).cast(pl.Datetime("us")).to_list()
             return found
         is_end = bool((first.dt.month_end() == first)[0])
-        moved = [
-            first.dt.offset_by(f"{self.count * number}mo") for number in range(1, steps + 1)
-        ]
+        moved = [first.dt.offset_by(f"{self.count * number}mo") for number in range(1, steps + 1)]
         return [(time.dt.month_end() if is_end else time)[0] for time in moved]
 
 

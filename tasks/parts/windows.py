@@ -1,6 +1,7 @@
 """Windows of series: what came before, what came then, and the simple forecasts that a model has to beat."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,9 @@ def lines_of(splits: Mapping[str, pl.DataFrame], names: Sequence[str], season: i
         elif len(target) < 2:
             problems.append(Problem(where, "too short", f"{len(target)} steps", "2 or more"))
         else:
-            problems.append(Problem(where, "the same value throughout", target[0], "values that vary"))
+            problems.append(
+                Problem(where, "the same value throughout", target[0], "values that vary")
+            )
     if problems:
         raise Invalid(*problems)
     return lines
@@ -100,7 +103,7 @@ def _line(
 ) -> Line:
     whole = pl.concat(parts.values())
     stops = np.cumsum([0, *(part.height for part in parts.values())]).tolist()
-    ends = dict(zip(parts, zip(stops[:-1], stops[1:], strict=True), strict=True))
+    ends = dict(zip(parts, pairwise(stops), strict=True))
     times = whole[TIME] if TIME in whole.columns else None
     return Line(series, values_of(whole, names), times, ends, scale, season_scale)
 

@@ -13,6 +13,7 @@ from models.base import (
     ImageBackbone,
     ImageGenerator,
     Learner,
+    SequenceEncoder,
     SequenceToSequence,
     Supervised,
     TableLearner,
@@ -30,11 +31,13 @@ FAMILIES: tuple[type[Architecture], ...] = (
     TextEncoder,
     SequenceToSequence,
     ImageGenerator,
+    SequenceEncoder,
 )
 CARDINALITIES = [3, 5]
 VOCABULARY, MAX_LENGTH = 20, 32
 IMAGE = (3, 12, 10)
 SIDE = 8
+FEATURES = 4
 
 
 def shipped() -> list[type[Architecture]]:
@@ -60,7 +63,10 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
         return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
     if isinstance(architecture, ImageGenerator):
         return architecture.build(IMAGE[0], SIDE, classes)
-    assert isinstance(architecture, TextEncoder)
+    if not isinstance(architecture, TextEncoder):
+        assert isinstance(architecture, SequenceEncoder)
+        vectors = architecture.over_vectors(FEATURES, MAX_LENGTH)
+        return Supervised(vectors, nn.Linear(vectors.width, classes), criterion)
     texts = architecture.build(VOCABULARY, MAX_LENGTH)
     return Supervised(texts, nn.Linear(texts.width, classes), criterion)
 
@@ -78,6 +84,7 @@ def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batc
         TextEncoder: texts,
         SequenceToSequence: pairs,
         ImageGenerator: made_images,
+        SequenceEncoder: vectors,
     }
     return makers[family(architecture)](count, random)
 
@@ -112,6 +119,17 @@ def texts(count: int, random: torch.Generator) -> Batch:
     tokens[torch.arange(count), places] = 3 + classes
     tokens[torch.arange(12) >= lengths[:, None]] = 0
     return Batch((tokens, lengths), (classes,))
+
+
+def vectors(count: int, random: torch.Generator) -> Batch:
+    """The class is told by a vector that stands somewhere in a sequence."""
+    classes = torch.randint(2, (count,), generator=random)
+    lengths = torch.randint(1, 13, (count,), generator=random)
+    steps = 0.3 * torch.randn(count, 12, FEATURES, generator=random)
+    places = (torch.rand(count, generator=random) * lengths).long()
+    steps[torch.arange(count), places, 0] = 2 - 4.0 * classes
+    steps[torch.arange(12) >= lengths[:, None]] = 0
+    return Batch((steps, lengths), (classes,))
 
 
 GREEDILY = (1, 8, 1, 0, 0, 0, 1, 0)
