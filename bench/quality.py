@@ -30,6 +30,8 @@ class Case(NamedTuple):
     """None: whatever the service chooses."""
     prefix: str = ""
     """What the names of its files begin with, where others lie in the same folder."""
+    cuts: tuple[int, ...] = ()
+    """Where the train, validation and test rows of its series.csv end; if none, the service cuts it."""
 
 
 CASES = [
@@ -69,6 +71,14 @@ CASES = [
     ),
     Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
+    Case(
+        "airline", "airline_passengers", "series-forecast", "mase", 0.950,
+        {"split": {"fraction": 0.1, "test_fraction": 0.2}},
+    ),
+    Case(
+        "etth1", "etth1", "series-forecast", "mase", 1.634,
+        {"column_mapping": {"target": "OT"}}, cuts=(8640, 11_520, 14_400),
+    ),
     Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
 ]  # fmt: skip
 
@@ -138,8 +148,21 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
             }
             if (folder / "corpus.jsonl").exists():
                 files = {"file": Path(make_archive(str(made / case.name), "zip", folder))}
+            if (series := folder / "series.csv").exists():
+                files = _cut(series, case, made) if case.cuts else {"file": series}
             found.append((case, files))
     return found
+
+
+def _cut(series: Path, case: Case, made: Path) -> dict[str, Path]:
+    """Files of the rows up to each cut, in the order of time."""
+    header, *rows = series.read_text().splitlines()
+    files, start = {}, 0
+    for split, stop in zip(("train", "validation", "test"), case.cuts, strict=True):
+        files[split] = made / f"{case.name}.{split}.csv"
+        files[split].write_text("\n".join([header, *rows[start:stop]]))
+        start = stop
+    return files
 
 
 def _digits(folder: Path) -> tuple[Case, dict[str, Path]]:

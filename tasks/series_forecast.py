@@ -111,8 +111,8 @@ class SeriesForecast(Task):
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
         """Windows of rows at even steps."""
         assert isinstance(options, SeriesOptions)
-        names = variables(splits["train"], options)
         _check_held_out(splits)
+        names = variables(splits["train"], options)
         step = step_of(splits, options)
         size = size_for(splits, step, options)
         lines = lines_of(splits, names, size.season)

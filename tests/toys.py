@@ -259,14 +259,15 @@ def tides(path: Path, examples: int) -> None:
 
 
 def beats(path: Path, examples: int) -> None:
-    """Series of any length that beat slowly or fast, and a channel that says nothing."""
+    """Series of any length with one beat, up or down, and a channel that says nothing."""
     draw = np.random.default_rng(SEED)
     with path.open("w", encoding="utf-8") as file:
         for number in range(examples):
-            steps = np.arange(draw.integers(12, 25)) + draw.integers(0, 9)
-            beat = np.sin(steps * (0.5 if number % 2 else 1.6)) + draw.normal(0, 0.1, len(steps))
-            values = np.stack([beat, draw.normal(5, 1, len(steps))], 1).round(3)
-            label = ["fast", "slow"][number % 2]
+            steps = int(draw.integers(8, 17))
+            values = np.stack([draw.normal(0, 0.1, steps), draw.normal(5, 1, steps)], 1).round(3)
+            place = int(draw.integers(steps - 3))
+            values[place : place + 3, 0] += 1 if number % 2 else -1
+            label = ["down", "up"][number % 2]
             file.write(json.dumps({"values": values.tolist(), "label": label}) + "\n")
 
 
@@ -285,6 +286,6 @@ _TOYS = {
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
     "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
-    "series-forecast": Toy("tides.csv", tides, 0.5, examples=240, epochs=25),
-    "series-classification": Toy("beats.jsonl", beats, 0.9, examples=160),
+    "series-forecast": Toy("tides.csv", tides, 0.8, examples=160, epochs=15),
+    "series-classification": Toy("beats.jsonl", beats, 0.9),
 }

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ FORMATS: dict[str, str] = {
 }
 USUAL = {"values": ("values", "series", "x", "data"), "label": ("label", "class", "target", "y")}
 MAX_STEPS, MAX_CHANNELS = 100_000, 1_024
+MOST = 1e30
+"""Larger numbers are no measurements, and have no squares."""
 _LIKE = '{"values": [1, 2, ...], "label": "..."}'
 _WANTED = "numbers, or a list of as many numbers for each step"
 _AT_ONCE = 10_000
@@ -82,7 +85,9 @@ def as_series(value: Any) -> Floats:
         found = np.array(value)
     except (ValueError, OverflowError):
         found = np.zeros(0, dtype=object)
-    if found.dtype.kind not in "iuf" or found.ndim not in (1, 2) or not np.isfinite(found).all():
+    if found.dtype.kind not in "iuf" or found.ndim not in (1, 2) or _has_truths(value):
+        raise Invalid(_culprit(value))
+    if not (np.abs(found.astype(np.float64)) <= MOST).all():
         raise Invalid(_culprit(value))
     if found.size == 0:
         raise Invalid(Problem((), "no values", short(value), _WANTED))
@@ -91,6 +96,12 @@ def as_series(value: Any) -> Floats:
         allowed = f"at most {MAX_STEPS} steps of {MAX_CHANNELS} channels"
         raise Invalid(Problem((), "too long or too wide", list(steps.shape), allowed))
     return steps
+
+
+def _has_truths(value: Any) -> bool:
+    """Whether true or false stand among the numbers."""
+    kinds = set(map(type, value))
+    return bool in (kinds if list not in kinds else set(map(type, chain.from_iterable(value))))
 
 
 def _culprit(value: Any) -> Problem:
@@ -104,7 +115,7 @@ def _culprit(value: Any) -> Problem:
             return Problem((place,), "not as many channels as the first step", short(step), width)
         for number in numbers:
             sound = isinstance(number, int | float) and not isinstance(number, bool)
-            if not sound or not math.isfinite(number) or abs(number) > 1e300:
+            if not sound or abs(number) > MOST or not math.isfinite(number):
                 return Problem((place,), "not a finite number", short(number), _WANTED)
     return Problem((), "no series", short(value), _WANTED)
 
