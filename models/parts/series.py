@@ -10,7 +10,8 @@ from models.base import Backbone, Supervised
 
 Start = Literal["last", "season", "drift"]
 """The simple forecast that learning starts from: the last value, the last season, or that moved to the last value."""
-LOWER, POINT, UPPER = range(3)
+POINT = 1
+"""The place of the forecast between its lower and its upper end."""
 
 
 def patches(series: Tensor, size: int) -> Tensor:
@@ -73,7 +74,7 @@ class ForecastHead(nn.Module):
             found = found + self.known(seen).transpose(1, 2)
         point = self.lags(lags) + found[:, POINT]
         spreads = self.spreads(lags).unflatten(1, (2, self.horizon))
-        below, above = F.softplus(spreads + found[:, [LOWER, UPPER]]).unbind(1)
+        below, above = F.softplus(spreads + found[:, ::2]).unbind(1)
         # The ends move with the forecast, and it does not move for their sake.
         middle = point.detach()
         return torch.stack([middle - below, point, middle + above], 1)
