@@ -286,6 +286,6 @@ _TOYS = {
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
     "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
-    "series-forecast": Toy("tides.csv", tides, 0.8, examples=160, epochs=15),
+    "series-forecast": Toy("tides.csv", tides, 0.85, examples=160, epochs=25),
     "series-classification": Toy("beats.jsonl", beats, 0.9),
 }
