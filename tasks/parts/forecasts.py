@@ -15,7 +15,7 @@ from models.parts.series import Start
 from tasks.base import Codec, Metrics, read_fields
 from tasks.parts.columns import Columns, Dense
 from tasks.parts.problems import Invalid, Problem, short
-from tasks.parts.timelines import MAX_HORIZON, Floats
+from tasks.parts.timelines import MAX_HORIZON, MOST, Floats
 from tasks.parts.times import Step, read_time
 from tasks.parts.windows import Size, Variable, past, rows_of
 
@@ -200,7 +200,9 @@ class ForecastCodec(Codec):
             return None
         try:
             time = read_time(read.time)
-        except ValueError:
+            if isinstance(time, int) == (self.step.unit == "number"):
+                self.step.after(time, self.horizon)  # there are calendars without these days
+        except (ValueError, OverflowError):
             problems.append(Problem(("time",), "not a time", short(read.time), allowed))
             return None
         if isinstance(time, int) != (self.step.unit == "number"):
@@ -285,6 +287,8 @@ def _read_row(row: Any, names: Sequence[str], into: Floats) -> Problem | None:
     for place, value in enumerate(values):
         if isinstance(value, str):
             return Problem((names[place],), "not a number", short(value), "a number or null")
+        if value is not None and abs(value) > MOST:
+            return Problem((names[place],), "too large", value, f"at most {MOST:g}")
         if value is not None:
             into[place] = value
     return None

@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 
 SERIES, TIME, FILLED = "\0series", "\0time", "\0filled"
 MAX_HORIZON, MAX_CONTEXT = 1_024, 8_192
+MOST = 1e30
+"""Larger numbers have no squares in what networks compute in."""
 USUAL_TIMES = ("time", "timestamp", "date", "datetime", "ds", "day", "week", "month", "year")
 USUAL_SERIES = ("series", "series_id", "unique_id", "item_id")
 USUAL_TARGETS = ("target", "value", "y")
@@ -135,6 +137,8 @@ def _numbers(frame: pl.DataFrame, name: str, problems: list[Problem]) -> pl.Seri
     kind = infer(name, frame[name], frame[name]).type
     column = ColumnType(name=name, type="boolean" if kind == "boolean" else "numeric")
     values, bad = convert(frame[name], column)
+    if column.type == "numeric":
+        bad = bad | (values.cast(pl.Float64).abs() > MOST).fill_null(False)
     problems += [
         Problem(
             ("line", line_of(frame, row), name), "not a number", str(frame[name][row]), "a number"

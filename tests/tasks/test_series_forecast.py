@@ -124,7 +124,7 @@ def test_cells_that_are_no_numbers_or_times_are_named_by_their_lines(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("value", ["inf", "-Infinity", "1e999"])
+@pytest.mark.parametrize("value", ["inf", "-Infinity", "1e999", "1e31"])
 def test_numbers_without_end_are_refused(value: str, tmp_path: Path) -> None:
     lines = daily(wave()).splitlines()
     lines[5] = lines[5].split(",")[0] + f",{value}"
@@ -430,6 +430,8 @@ def test_rows_by_names_are_rows_in_the_order_of_the_variables(tmp_path: Path) ->
         ({"history": [1.0] * 30, "future": [[1.0]]}, ("future",)),
         ({"history": [1.0] * 30, "time": "soon"}, ("time",)),
         ({"history": [1.0] * 30, "time": 12}, ("time",)),
+        ({"history": [1.0] * 30, "time": "9999-12-31"}, ("time",)),
+        ({"history": [1e31] * 30}, ("history", 0, "target")),
         ({"history": []}, ("history",)),
     ],
 )
