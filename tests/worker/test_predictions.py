@@ -104,7 +104,7 @@ def test_every_task_predicts_for_a_data_set_what_it_predicts_for_a_request(
     assert [line["row"] for line in found] == list(range(examples.height))
     assert [line["prediction"] for line in found] == expected
     files = [line.get("file") for line in found]
-    is_named = name == "image-classification"
+    is_named = "name" in examples.columns
     assert files == (examples["name"].to_list() if is_named else [None] * examples.height)
     table = pl.read_parquet(BytesIO(content(small_shop, job, "predictions.parquet")))
     fields = list(desk_model.task.answer_type.model_fields)
