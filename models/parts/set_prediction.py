@@ -95,7 +95,7 @@ class Questions(DetectionHead):
     def candidates(self, outputs: Tensor) -> Candidates:
         last = outputs[:, -1]
         scores, classes = last[..., :-4].sigmoid().max(-1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, order = scores.topk(scores.shape[1])
         boxes = cornered(last[..., -4:].sigmoid())
         return Candidates(
             boxes.gather(1, order[..., None].expand(-1, -1, 4)), scores, classes.gather(1, order)
