@@ -69,6 +69,7 @@ CASES = [
         "sign-digits", "sign_language_digits", "image-classification", "accuracy", 0.84,
         {}, (None, "cnn", "convnext", "vit"),
     ),
+    Case("sign-clips", "sign_digit_clips", "video-classification", "accuracy", 0.70),
     Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
     Case(

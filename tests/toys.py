@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.base import Upload
@@ -115,6 +117,41 @@ def bars(path: Path, examples: int) -> None:
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "PNG")
             archive.writestr(f"{['standing', 'lying'][number % 2]}/{number}.png", file.getvalue())
+
+
+def film(
+    pictures: NDArray[np.uint8], codec: str = "mpeg4", container: str = "mp4", **options: str
+) -> bytes:
+    """A video file of pictures (T, H, W, 3), ten a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as made:
+        stream = made.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = {"png": "rgb24", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+        for picture in pictures:
+            made.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        made.mux(stream.encode())
+    return file.getvalue()
+
+
+def walk(draw: np.random.Generator, right: bool, frames: int = 6, side: int = 8) -> bytes:
+    """A clip of a bright square that goes to the right, or to the left, a pixel each frame."""
+    pictures = draw.integers(0, 60, (frames, side, side, 3), dtype=np.uint8)
+    pictures[:] = pictures[..., :1]
+    begin, down = draw.integers(0, side - frames), draw.integers(0, side - 2)
+    for place in range(frames):
+        at = int(begin) + (place if right else frames - 1 - place)
+        pictures[place, down : down + 3, at : at + 3] = 220
+    return film(pictures, qscale="2")
+
+
+def walks(path: Path, examples: int) -> None:
+    """Folders of clips: a square that goes to the left, or to the right. No single frame tells."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            clip = walk(draw, right=number % 2 == 1)
+            archive.writestr(f"{['left', 'right'][number % 2]}/{number}.mp4", clip)
 
 
 def names(path: Path, examples: int) -> None:
@@ -280,6 +317,7 @@ _TOYS = {
     "text-pair-classification": Toy("claims.csv", claims, 0.9),
     "search": Toy("signs.csv", signs, 0.75, examples=160, epochs=25),
     "image-classification": Toy("bars.zip", bars, 0.9),
+    "video-classification": Toy("walks.zip", walks, 0.9, examples=80, epochs=8),
     "text-to-text": Toy("phrases.csv", phrases, 80),
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
     "coreference": Toy("meetings.jsonl", meetings, 0.9),

@@ -66,6 +66,7 @@ _BODY = {
     "content": {
         "application/json": {"schema": PredictIn.model_json_schema(), "examples": _EXAMPLES},
         "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "video/*": {"schema": {"type": "string", "format": "binary"}},
         FORM: {
             "schema": {
                 "type": "object",

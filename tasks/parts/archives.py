@@ -292,3 +292,12 @@ def _unwrapped(paths: list[list[str]]) -> list[list[str]]:
 
 def _deep(paths: list[list[str]]) -> bool:
     return max(map(len, paths)) > 2
+
+
+def has_split_folders(path: Path, limits: Limits) -> bool:
+    """Whether the class folders of an archive lie within folders per split."""
+    try:
+        with open_archive(path, limits) as archive:
+            return class_folders(archive)[0].split is not None
+    except Invalid:
+        return False  # said, with its place, when the file is read

@@ -1,9 +1,8 @@
 """Encoded images: opened safely, looked at, and decoded into tensors."""
 
 import base64
-import binascii
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -17,6 +16,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
 from models.parts.options import Plain
+from tasks.parts.encoded import most_base64, read_bytes
 from tasks.parts.problems import Invalid, Problem
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -24,8 +24,6 @@ MAX_BYTES = 32 << 20
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
 
-_ALLOWED_INPUT = 'an image file in base64, or {"image": base64}'
-_MOST_BASE64 = MAX_BYTES * 4 // 3 + 1024
 _THREADS = min(8, os.cpu_count() or 1)
 _CHUNK = 256
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -40,14 +38,14 @@ Pixels = NDArray[np.uint8]
 
 EncodedImage = Annotated[
     bytes,
-    BeforeValidator(lambda value: _read_bytes(value) if isinstance(value, str) else value),
+    BeforeValidator(lambda value: read_image(value) if isinstance(value, str) else value),
     PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
     WithJsonSchema(
         {
             "type": "string",
             "contentEncoding": "base64",
             "contentMediaType": "image/*",
-            "maxLength": _MOST_BASE64,
+            "maxLength": most_base64(MAX_BYTES),
             "examples": [EXAMPLE],
         }
     ),
@@ -255,30 +253,5 @@ def black(side: int) -> bytes:
 
 
 def read_image(value: Any) -> bytes:
-    """The bytes of an image file in a request: raw, as base64, or as `{"image": base64}`.
-
-    Raises Invalid when it is none of these; whether the bytes are an image is not looked at.
-    """
-    if isinstance(value, Mapping) and set(value) == {"image"}:
-        try:
-            return _read_bytes(value["image"])
-        except Invalid as error:
-            raise Invalid(*(p._replace(loc=("image", *p.loc)) for p in error.problems)) from None
-    return _read_bytes(value)
-
-
-def _read_bytes(value: Any) -> bytes:
-    """Raw bytes as they are, and text as base64, with or without a `data:` prefix. Raises Invalid."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        found = ", ".join(map(str, value))[:80] if isinstance(value, Mapping) else repr(value)[:80]
-        raise Invalid(Problem((), "not an image", found, _ALLOWED_INPUT))
-    if len(value) > _MOST_BASE64:
-        allowed = f"at most {MAX_BYTES:,} bytes"
-        raise Invalid(Problem((), "the file is too large", f"{len(value):,} characters", allowed))
-    text = value.partition(",")[2] if value.startswith("data:") else value
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise Invalid(Problem((), "not base64", value[:40], _ALLOWED_INPUT)) from None
+    """The bytes of an image file in a request; see `read_bytes`. Raises Invalid."""
+    return read_bytes(value, "image", MAX_BYTES, "an image")

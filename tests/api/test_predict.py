@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import torch
 import uvicorn
@@ -21,7 +22,8 @@ from api.serving.loading import Loader
 from api.settings import ApiSettings
 from store.session import Database
 from tasks.trained import Trained
-from tests.api.serving_world import KEY, World, client, image_example, row, train
+from tests.api.serving_world import KEY, World, client, image_example, row, train, untrained
+from tests.toys import walk
 
 
 @pytest.fixture
@@ -178,6 +180,22 @@ def test_an_image_may_be_the_body_itself(world: World, api: TestClient) -> None:
         "/v1/models/pictures/predict", content=b"no", headers={"Content-Type": "text/plain"}
     )
     assert "image/*" in text.json()["detail"]
+
+
+def test_a_clip_may_be_the_body_itself(world: World, api: TestClient) -> None:
+    world.publish("walks", untrained("video-classification"))
+    clip = walk(np.random.default_rng(0), right=True)
+    path, headers = "/v1/models/walks/predict", {"Content-Type": "video/mp4"}
+    raw = api.post(path, content=clip, headers=headers)
+    assert raw.status_code == 200, raw.text
+    encoded = base64.b64encode(clip).decode()
+    assert raw.json() == predict(api, "walks", inputs=[{"clip": encoded}]).json()
+    assert set(raw.json()["predictions"][0]["scores"]) == {"left", "right"}
+    broken = api.post(path, content=clip[:-9], headers=headers)
+    assert broken.status_code == 422
+    assert broken.json()["errors"][0]["msg"] == "the file is cut off"
+    picture = api.post(path, content=b"GIF89a", headers={"Content-Type": "image/gif"})
+    assert (picture.status_code, "video/*" in picture.json()["detail"]) == (415, True)
 
 
 @pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", "3601"])

@@ -96,6 +96,8 @@ def _course(case: str) -> Course:
     }
     if "augmentation" in catalog.task_named(task).model_fields:
         own["augmentation"] = {}
+    if task == "video-classification":
+        own["time"] = {"name": "gru", "dropout": 0.0}
     with TemporaryDirectory() as folder:
         content = toy(task, Path(folder), 60)["file"].path.read_bytes()
     return course(task, content, {"name": architecture, **quiet}, {**SGD, "epochs": 2}, **own)

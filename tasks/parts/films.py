@@ -1,0 +1,76 @@
+"""Columns of clips: looked at, described, decoded and measured."""
+
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from tasks.parts.clips import ClipFacts, frames, inspect
+from tasks.parts.examples import pieces
+from tasks.parts.images import each
+from tasks.parts.pictures import SAMPLE_PIXELS
+from tasks.parts.problems import Invalid
+
+
+def look(frame: pl.DataFrame) -> pl.DataFrame:
+    """What every clip of a frame is like. Raises Invalid, naming those that cannot be decoded."""
+    seen = each(frame["clip"], lambda _, data: inspect(data))
+    problems = [
+        problem._replace(loc=(name, *problem.loc))
+        for name, fault in zip(frame["name"], seen, strict=True)
+        if isinstance(fault, Invalid)
+        for problem in fault.problems
+    ]
+    if problems:
+        raise Invalid(*problems)
+    return pl.DataFrame(seen, schema=ClipFacts._fields, orient="row")
+
+
+def summary(facts: pl.DataFrame) -> dict[str, Any]:
+    """How long clips are, how fast and how large, and how many are stored how."""
+    measured = {
+        name: {"min": column.min(), "median": column.median(), "max": column.max()}
+        for name in ("frames", "seconds", "fps", "width", "height")
+        for column in [facts[name]]
+    }
+    return {
+        **measured,
+        "codecs": dict(facts["codec"].value_counts(sort=True).iter_rows()),
+        "colour": int(facts["colour"].sum()),
+    }
+
+
+def decode_all(clips: pl.Series, count: int, side: int, channels: int) -> Tensor:
+    """A column of encoded clips as one tensor (N, count, channels, side, side) uint8.
+
+    Raises Invalid, at `row`, for clips that cannot be decoded.
+    """
+    pixels = torch.empty((len(clips), count, channels, side, side), dtype=torch.uint8)
+    places = pixels.numpy()
+
+    def place(row: int, data: bytes) -> None:
+        places[row] = frames(data, count, side, channels)
+
+    outcomes = each(clips, place)
+    faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
+    if faults:
+        raise Invalid(
+            *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
+        )
+    return pixels
+
+
+def pixel_moments(
+    clips: pl.LazyFrame, side: int, channels: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of the middle frames of so many clips, from 0 to 255."""
+    wanted = max(1, SAMPLE_PIXELS // side**2)
+    every, row, sample = max(1, count // wanted), 0, []
+    for piece in pieces(clips):
+        some = piece["clip"].gather_every(every, offset=-row % every)
+        sample.append(decode_all(some, 1, side, channels))
+        row += piece.height
+    pixels = torch.cat(sample).float()
+    std, mean = torch.std_mean(pixels, dim=(0, 1, 3, 4), correction=0)
+    return mean.tolist(), std.clamp(min=1).tolist()
