@@ -29,13 +29,6 @@ from tasks.base import (
 )
 from tasks.parts.archives import Limits, image_folders, open_archive
 from tasks.parts.columns import Columns, Dense
-from tasks.parts.fidelity import (
-    FEATURES,
-    FIDELITY_METRICS,
-    agreement,
-    compare,
-    look_closely,
-)
 from tasks.parts.images import (
     MAX_BYTES,
     ImageFacts,
@@ -46,6 +39,13 @@ from tasks.parts.images import (
 from tasks.parts.labels import balance, check_classes, count_labels
 from tasks.parts.pictures import look, refuse_foreign, summary
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.realism import (
+    FEATURES,
+    REALISM_METRICS,
+    agreement,
+    compare,
+    look_closely,
+)
 from tasks.parts.splits import SplitOptions
 
 FOLDERS, FILES = "class-folders", "images"
@@ -214,7 +214,7 @@ class ImageGeneration(Task):
     codec_type = ImageGenerationCodec
     options_type = GenerationOptions
     objective = Objective("frechet_distance", maximise=False)
-    metrics = FIDELITY_METRICS
+    metrics = REALISM_METRICS
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "channels")
     formats: ClassVar[Mapping[str, str]] = {
         FILES: "A zip of images, `1.png`, or of folders of them named `train/`, `validation/` and `test/`. "

@@ -29,7 +29,7 @@ from tasks.image_generation import (
     MadeImage,
     seed_of,
 )
-from tasks.parts import fidelity
+from tasks.parts import realism
 from tasks.parts.images import decode, encode_png
 from tasks.parts.problems import Invalid
 from tasks.parts.splits import SplitOptions
@@ -413,7 +413,7 @@ def test_a_base_of_another_kind_is_refused(classes: Checked) -> None:
 
 
 def samples(count: int, shift: float = 0.0, seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).normal(shift, 1, (count, fidelity.FEATURES))
+    return np.random.default_rng(seed).normal(shift, 1, (count, realism.FEATURES))
 
 
 def test_the_frechet_distance_of_known_samples_is_exact() -> None:
@@ -421,49 +421,49 @@ def test_the_frechet_distance_of_known_samples_is_exact() -> None:
         [[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]
     )  # mean (1, 2), variances 1 and 4
     other = one * [3, 0.5] + [1, 0]  # mean (4, 1), variances 9 and 1
-    assert fidelity.frechet_distance(one, other) == pytest.approx(3**2 + 1 + (3 - 1) ** 2 + 1)
+    assert realism.frechet_distance(one, other) == pytest.approx(3**2 + 1 + (3 - 1) ** 2 + 1)
     turned = one @ np.array([[0.6, 0.8], [-0.8, 0.6]])
-    assert fidelity.frechet_distance(turned, turned) == pytest.approx(0, abs=1e-9)
+    assert realism.frechet_distance(turned, turned) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_same_images_are_at_distance_0_and_their_mean_at_1() -> None:
     real = samples(50)
-    found = fidelity.compare(real, real)
+    found = realism.compare(real, real)
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert (found["precision"], found["recall"]) == (1, 1)
-    assert fidelity.compare(real[:1] * 0 + real.mean(0), real)["frechet_distance"] == pytest.approx(
+    assert realism.compare(real[:1] * 0 + real.mean(0), real)["frechet_distance"] == pytest.approx(
         1
     )
 
 
 def test_the_kernel_distance_has_no_bias_and_sees_a_shift() -> None:
-    few = [fidelity.kernel_distance(samples(8, seed=s), samples(8, seed=s + 99)) for s in range(60)]
+    few = [realism.kernel_distance(samples(8, seed=s), samples(8, seed=s + 99)) for s in range(60)]
     assert abs(np.mean(few)) < 0.02
-    assert fidelity.kernel_distance(samples(30, 0.5), samples(30, seed=1)) > 0.2
-    by_hand = fidelity.kernel_distance(np.array([[0.0], [2.0]]), np.array([[1.0], [1.0]]))
+    assert realism.kernel_distance(samples(30, 0.5), samples(30, seed=1)) > 0.2
+    by_hand = realism.kernel_distance(np.array([[0.0], [2.0]]), np.array([[1.0], [1.0]]))
     assert by_hand == pytest.approx(1 + 8 - 2 * (1 + 27) / 2)
 
 
 def test_precision_and_recall_tell_strange_images_from_missing_ones() -> None:
     real = np.array([[place + step] for place in (0.0, 100.0) for step in range(8)])
     half, strange = real[:8] + 0.25, np.concatenate([real + 0.25, real + 900])
-    assert (fidelity.share_among(half, real), fidelity.share_among(real, half)) == (1, 0.5)
-    assert (fidelity.share_among(strange, real), fidelity.share_among(real, strange)) == (0.5, 1)
+    assert (realism.share_among(half, real), realism.share_among(real, half)) == (1, 0.5)
+    assert (realism.share_among(strange, real), realism.share_among(real, strange)) == (0.5, 1)
 
 
 def test_features_tell_directions_light_and_colours() -> None:
     steps = torch.arange(32, dtype=torch.uint8) * 4
     across = steps.expand(1, 3, 32, 32)
-    cells = fidelity.features(across).view(7, 16)
-    assert float(cells[0, 5]) == pytest.approx(4 / 255 * fidelity.EDGES, rel=1e-3)
+    cells = realism.features(across).view(7, 16)
+    assert float(cells[0, 5]) == pytest.approx(4 / 255 * realism.EDGES, rel=1e-3)
     assert cells[1:4].abs().max() < 1e-6
     assert cells[5:].abs().max() < 1e-6
     assert float(cells[4, 3]) > 0.4 > 0.1 > float(cells[4, 0])
-    down = fidelity.features(across.transpose(2, 3)).view(7, 16)
+    down = realism.features(across.transpose(2, 3)).view(7, 16)
     assert float(down[2, 5]) == pytest.approx(float(cells[0, 5]), rel=1e-3)
     red = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     red[:, 0] = 255
-    assert float(fidelity.features(red).view(7, 16)[5].mean()) == pytest.approx(1 - 0.299, rel=1e-3)
+    assert float(realism.features(red).view(7, 16)[5].mean()) == pytest.approx(1 - 0.299, rel=1e-3)
 
 
 def test_a_score_compares_files_with_the_images_of_a_split(classes: Checked) -> None:
