@@ -32,6 +32,8 @@ class Case(NamedTuple):
     """What the names of its files begin with, where others lie in the same folder."""
     cuts: tuple[int, ...] = ()
     """Where the train, validation and test rows of its series.csv end; if none, the service cuts it."""
+    fields: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    """What is asked of the task."""
 
 
 CASES = [
@@ -81,6 +83,16 @@ CASES = [
         {"column_mapping": {"target": "OT"}}, cuts=(8640, 11_520, 14_400),
     ),
     Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
+    *(
+        Case(
+            name, "bsds500_images", "image-to-image", "psnr", baseline,
+            fields={"degradation": {"name": name}},
+        )
+        for name, baseline in (
+            ("colorization", 23.97), ("denoising", 27.62), ("inpainting", 20.41),
+            ("super-resolution", 29.69), ("autoencoding", 23.48),
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -114,7 +126,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _train(client: Client, case: Case, files: dict[str, Path]) -> Iterator[dict[str, Any]]:
     dataset = client.upload(case.task, case.name, files, **case.options)
     for architecture in case.architectures:
-        task: dict[str, Any] = {"name": case.task}
+        task: dict[str, Any] = {"name": case.task, **case.fields}
         if architecture:
             task["architecture"] = {"name": architecture}
         started = time.monotonic()

@@ -348,6 +348,17 @@ class ImageBackbone(Architecture):
         """
 
 
+class ImageTranslator(Architecture):
+    """Learns features of every pixel of an image, from which another image is made."""
+
+    narrows: ClassVar[bool] = False
+    """Whether all that it knows of an image passes through a code of fewer numbers than the image has."""
+
+    @abstractmethod
+    def build(self, channels: int) -> Backbone:
+        """Images (B, channels, H, W) around 0 to features (B, width, H, W), whatever H and W are."""
+
+
 class TextEncoder(Architecture):
     """Learns one vector per text."""
 

@@ -127,6 +127,10 @@ class Codec(Plain, ABC):
         """How long an input is that was read, in any unit: batches are made of similar ones."""
         return 1
 
+    def most_together(self) -> int | None:
+        """The length that all of a batch may have together, padding included; None: any."""
+        return None
+
     def read_inputs(self, values: Sequence[Any]) -> list[Any]:
         """Every input of a request. Raises Invalid with the problems of all of them."""
         inputs, problems = [], []
@@ -333,7 +337,8 @@ def own_fields(task: type[Task]) -> list[str]:
 def files_of(input_type: type[BaseModel]) -> dict[str, str]:
     """The media type, such as image/*, of each field of an input that is a file."""
     fields = input_type.model_json_schema().get("properties", {}).items()
-    return {name: f["contentMediaType"] for name, f in fields if "contentMediaType" in f}
+    ways = [(name, way) for name, field in fields for way in field.get("anyOf", [field])]
+    return {name: way["contentMediaType"] for name, way in ways if "contentMediaType" in way}
 
 
 def read_fields(model: type[Model], value: Any) -> Model:

@@ -68,11 +68,11 @@ class Trained:
         if lengths is not None:
             order = lengths.argsort(stable=True)
         found: list[Any] = [None] * columns.examples
-        done, device = 0, self.device
+        done, device, most = 0, self.device, self.codec.most_together()
         while done < columns.examples:
             index = order[done : done + batch_size]
             if lengths is not None:
-                index = _alike(index, lengths)
+                index = _alike(index, lengths, most)
             try:
                 outputs = self._outputs(columns.batch(index).to(device))
             except (RuntimeError, MemoryError) as error:
@@ -91,10 +91,17 @@ class Trained:
         return (self.forward or self.learner.predict)(*batch.inputs).float().cpu()
 
 
-def _alike(index: Tensor, lengths: Tensor) -> Tensor:
-    """The first of examples in the order of their length whose padding takes less than themselves."""
+def _alike(index: Tensor, lengths: Tensor, most: int | None) -> Tensor:
+    """The first of examples in the order of their length whose padding takes less than themselves.
+
+    All together they are at most as long as `most`, or one.
+    """
     here = lengths[index]
-    return index[: int(torch.searchsorted(here, 2 * here[0].clamp(min=_SHORT), right=True))]
+    count = int(torch.searchsorted(here, 2 * here[0].clamp(min=_SHORT), right=True))
+    if most is not None:
+        padded = here * torch.arange(1, len(here) + 1)
+        count = max(1, min(count, int(torch.searchsorted(padded, most, right=True))))
+    return index[:count]
 
 
 def device_of(learner: Learner) -> torch.device:

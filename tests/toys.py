@@ -308,6 +308,19 @@ def beats(path: Path, examples: int) -> None:
             file.write(json.dumps({"values": values.tolist(), "label": label}) + "\n")
 
 
+def flags(path: Path, examples: int) -> None:
+    """Small pictures of two colours, one beside or above the other."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            one, other = draw.choice([40, 120, 200], (2, 3)).astype(np.uint8)
+            pixels = np.tile(one, (16, 16, 1))
+            pixels[8:] = other
+            file = io.BytesIO()
+            Image.fromarray(pixels if number % 2 else pixels.swapaxes(0, 1)).save(file, "PNG")
+            archive.writestr(f"{number}.png", file.getvalue())
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -326,4 +339,5 @@ _TOYS = {
     "text-generation": Toy("sayings.csv", sayings, 1.3),
     "series-forecast": Toy("tides.csv", tides, 0.85, examples=160, epochs=25),
     "series-classification": Toy("beats.jsonl", beats, 0.9),
+    "image-to-image": Toy("flags.zip", flags, 20.9, epochs=16),
 }

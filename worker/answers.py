@@ -19,10 +19,10 @@ from tasks.trained import Trained
 
 _SCALARS: Mapping[Any, Any] = {
     str: pl.String,
+    bytes: pl.String,  # base64, as in JSON
     int: pl.Int64,
     float: pl.Float64,
     bool: pl.Boolean,
-    bytes: pl.String,  # a file, as base64
 }
 
 

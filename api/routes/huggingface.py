@@ -3,6 +3,7 @@
 Shapes: the task specifications in huggingface.js, `packages/tasks/src/tasks`, and what the client reads.
 """
 
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from heapq import nlargest
@@ -23,6 +24,7 @@ from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
 from tasks.intent_and_slots import IntentPrediction
 from tasks.parts.detecting import DetectionPrediction
+from tasks.parts.images import ImagePrediction
 from tasks.parts.label_sets import LabelsPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
@@ -120,6 +122,10 @@ def _value(prediction: NumberPrediction, parameters: Parameterless) -> float:
     return prediction.value
 
 
+def _image(prediction: ImagePrediction, parameters: Parameterless) -> bytes:
+    return prediction.image
+
+
 class TokenParameters(Parameterless):
     """How to give tags."""
 
@@ -190,6 +196,7 @@ def _text(prediction: Generated, parameters: TextParameters) -> dict[str, Any]:
     return answer
 
 
+PNG = "image/png"
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
     LabelPrediction: Shape(LabelParameters, _scores, attrgetter("label")),
@@ -200,6 +207,7 @@ SHAPES: dict[type[BaseModel], Shape] = {
     TextToTextPrediction: Shape(Parameterless, _written, attrgetter("target")),
     DetectionPrediction: Shape(Parameterless, _objects, attrgetter("objects")),
     Generated: Shape(TextParameters, _text, attrgetter("text")),
+    ImagePrediction: Shape(Parameterless, _image, attrgetter("image")),
 }
 
 
@@ -244,7 +252,12 @@ _ANSWERS = {
     summary="Predict in the shapes of Hugging Face",
     response_model=list[Any],
     responses={
-        200: {"content": {JSON: {"examples": _ANSWERS}}},
+        200: {
+            "content": {
+                JSON: {"examples": _ANSWERS},
+                PNG: {"schema": {"type": "string", "format": "binary"}},
+            }
+        },
         **documented(404, 409, 413, 415, 503),
     },
     openapi_extra={"requestBody": _BODY},
@@ -253,7 +266,8 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     """What `InferenceClient(model=URL, token=KEY)` asks for, where URL is that of this route.
 
     The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
-    `translation` or `summarization` for text to text, `text_generation`, `image_classification`, `object_detection`, or
+    `translation` or `summarization` for text to text, `text_generation`, `image_classification`, `object_detection`,
+    `image_to_image`, or
     `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
     document is what the client shows.
     """
@@ -267,7 +281,8 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
         return streams.answer(_events(pieces))
     large = is_large(body, model.task)
     answer = _of_inputs if sent.table is None else _of_table
-    return _json(await answer(sent, model.task, partial(serving.predict, model, large=large)))
+    found = await answer(sent, model.task, partial(serving.predict, model, large=large))
+    return Response(found, media_type=PNG) if isinstance(found, bytes) else _json(found)
 
 
 @router.get(
@@ -331,7 +346,9 @@ async def _of_inputs(sent: HuggingFaceIn, task: Task, predict: Predicting) -> An
     answers = [shape.answer(prediction, how) for prediction in await predict(inputs)]
     # Of a file that comes alone the client reads its answer, of most texts that do a list of one answer.
     is_bare = alone and (files_of(task.input_type) or not shape.is_listed)
-    return answers[0] if is_bare else answers
+    if is_bare:
+        return answers[0]
+    return [b64encode(a).decode() if isinstance(a, bytes) else a for a in answers]
 
 
 def _asked(sent: HuggingFaceIn, task: Task) -> tuple[bool, list[Any], Any]:

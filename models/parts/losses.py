@@ -1,4 +1,4 @@
-"""Losses a request can name: of class scores (`ClassificationLoss`), of sets of labels, and of numbers."""
+"""Losses a request can name: of class scores (`ClassificationLoss`), of label sets, of numbers, of pixels (`ImageLoss`)."""
 
 from abc import abstractmethod
 from typing import Literal
@@ -147,3 +147,48 @@ class Huber(RegressionLoss):
 
     def build(self) -> nn.Module:
         return nn.HuberLoss(delta=self.delta)
+
+
+class ImageLoss(Option):
+    """How far images (B, C, H, W) in [0, 1] are from those they should be."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The criterion, a mean over all pixels."""
+
+
+class PixelwiseAbsolute(ImageLoss):
+    """Mean absolute error of pixels: sharper than the squared one (Zhao et al., 2017)."""
+
+    name: Literal["l1"] = "l1"
+
+    def build(self) -> nn.Module:
+        return nn.L1Loss()
+
+
+class PixelwiseSquared(ImageLoss):
+    """Mean squared error of pixels: what PSNR is made of, and the mean of all that may be right."""
+
+    name: Literal["mse"] = "mse"
+
+    def build(self) -> nn.Module:
+        return nn.MSELoss()
+
+
+class Charbonnier(ImageLoss):
+    """Absolute for large errors, squared for small ones (Charbonnier et al., 1994; Lai et al., 2017)."""
+
+    name: Literal["charbonnier"] = "charbonnier"
+    epsilon: float = Field(1e-3, gt=0, le=1, description="Where it turns, as a share of white.")
+
+    def build(self) -> nn.Module:
+        return _Charbonnier(self.epsilon)
+
+
+class _Charbonnier(nn.Module):
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return torch.sqrt((found - wanted) ** 2 + self.epsilon**2).mean()

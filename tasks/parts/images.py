@@ -191,6 +191,22 @@ def decode(data: bytes, side: int, channels: int, *, crop: bool = False) -> Pixe
     return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
 
 
+def pixels_of(data: bytes, channels: int) -> Pixels:
+    """Pixels (channels, height, width) of an encoded image, as many as it has. Raises Invalid like `open_image`."""
+    image = _in_mode(open_image(data), "L" if channels == 1 else "RGB")
+    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def see_through(data: bytes) -> Pixels | None:
+    """How far each place of a sound image shows what lies behind it (height, width), 255 for all; None: none does."""
+    with _lazily(data) as image:
+        if image.mode not in _ALPHA_MODES and not image.has_transparency_data:
+            return None
+        image.load()
+        alpha = np.asarray(_upright(image).convert("RGBA").getchannel("A"))
+    return 255 - alpha if (alpha < 255).any() else None
+
+
 def decode_all(images: pl.Series, side: int, channels: int, *, crop: bool = False) -> Tensor:
     """A column of encoded images as one tensor (N, channels, side, side) uint8, made square as by `decode`.
 

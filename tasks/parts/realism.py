@@ -29,7 +29,7 @@ MOST = 2_000
 
 Features = NDArray[np.float64]
 
-FIDELITY_METRICS = {
+REALISM_METRICS = {
     "frechet_distance": "Fréchet distance (Heusel et al., 2017) between the features of images made for the "
     "split's labels and of its real images: edges of four directions and colours in 16 cells, in units of the real "
     "ones' spread. 0 is best; 1 is as far as what always has the mean of the features. Few images make it larger.",
@@ -71,7 +71,7 @@ def _edges(light: Tensor) -> Tensor:
 
 
 def compare(made: Features, real: Features) -> dict[str, float]:
-    """Every metric of `FIDELITY_METRICS`, from features (N, F) of made images and (M, F) of real ones."""
+    """Every metric of `REALISM_METRICS`, from features (N, F) of made images and (M, F) of real ones."""
     made, real = in_spreads(made, real)
     some, others = made[:MOST], real[:MOST]
     return {

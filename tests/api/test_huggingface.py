@@ -89,6 +89,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("german", table_example("text-to-text", phrases()))
         world.publish("tales", untrained("text-generation"))
         world.publish("tiles", untrained("object-detection"))
+        world.publish("clean", untrained("image-to-image"))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -224,6 +225,18 @@ def test_objects_of_an_image_have_boxes_in_whole_pixels(served: Served) -> None:
     assert hub(served, "tiles").object_detection(sent) == [o for o in found if o.score >= 0.3], (
         "as a file alone, which leaves the threshold open"
     )
+
+
+def test_an_image_gets_an_image(served: Served) -> None:
+    sent = picture("red")
+    [expected] = natively(served, "clean", [encoded(sent)])
+    found = hub(served, "clean").image_to_image(sent)
+    shown = Image.open(BytesIO(base64.b64decode(expected["image"])))
+    assert (found.size, found.tobytes()) == (shown.size, shown.tobytes())
+    answer = served.post("/hf/models/clean", json={"inputs": [encoded(sent)] * 2})
+    assert answer.json() == [expected["image"]] * 2
+    with pytest.raises(HfHubHTTPError, match="prompt"):
+        hub(served, "clean").image_to_image(sent, prompt="a cat")
 
 
 def test_a_table_gets_a_label_for_each_row(served: Served) -> None:

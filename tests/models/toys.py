@@ -12,6 +12,7 @@ from models.base import (
     Batch,
     ImageBackbone,
     ImageGenerator,
+    ImageTranslator,
     Learner,
     SequenceEncoder,
     SequenceToSequence,
@@ -28,6 +29,7 @@ from models.parts.writing import Writer
 FAMILIES: tuple[type[Architecture], ...] = (
     TableLearner,
     ImageBackbone,
+    ImageTranslator,
     TextEncoder,
     SequenceToSequence,
     ImageGenerator,
@@ -59,6 +61,9 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
     if isinstance(architecture, ImageBackbone):
         images = architecture.build(IMAGE[0], IMAGE[1:])
         return Supervised(images, pooled_head(images, classes), criterion)
+    if isinstance(architecture, ImageTranslator):
+        translated = architecture.build(IMAGE[0])
+        return Supervised(translated, pooled_head(translated, classes), criterion)
     if isinstance(architecture, SequenceToSequence):
         return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
     if isinstance(architecture, ImageGenerator):
@@ -81,6 +86,7 @@ def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batc
     makers = {
         TableLearner: rows,
         ImageBackbone: images,
+        ImageTranslator: images,
         TextEncoder: texts,
         SequenceToSequence: pairs,
         ImageGenerator: made_images,

@@ -98,6 +98,8 @@ def _course(case: str) -> Course:
         own["augmentation"] = {}
     if task == "video-classification":
         own["time"] = {"name": "gru", "dropout": 0.0}
+    if task == "image-to-image":
+        own |= {"degradation": {"name": "super-resolution"}, "turns": False}
     with TemporaryDirectory() as folder:
         content = toy(task, Path(folder), 60)["file"].path.read_bytes()
     return course(task, content, {"name": architecture, **quiet}, {**SGD, "epochs": 2}, **own)

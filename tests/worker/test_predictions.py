@@ -13,7 +13,7 @@ import worker.predictions
 from store import artifacts, blobs, events, jobs
 from store.tables import Job
 from tasks import catalog
-from tasks.base import Upload
+from tasks.base import Upload, files_of
 from tasks.parts.inputs import read_inputs
 from tests.toys import toy
 from tests.worker.mortal import OF_BATCHES, Death, run
@@ -104,7 +104,7 @@ def test_every_task_predicts_for_a_data_set_what_it_predicts_for_a_request(
     assert [line["row"] for line in found] == list(range(examples.height))
     assert [line["prediction"] for line in found] == expected
     files = [line.get("file") for line in found]
-    is_named = "name" in examples.columns
+    is_named = "name" in examples.columns and bool(files_of(desk_model.task.input_type))
     assert files == (examples["name"].to_list() if is_named else [None] * examples.height)
     table = pl.read_parquet(BytesIO(content(small_shop, job, "predictions.parquet")))
     fields = list(desk_model.task.answer_type.model_fields)
