@@ -1,4 +1,4 @@
-"""Losses a request can name: of class scores (`ClassificationLoss`), of label sets, of numbers, of pixels (`ImageLoss`)."""
+"""Losses a request can name: of class scores (`ClassificationLoss`), label sets, numbers, pixels (`ImageLoss`)."""
 
 from abc import abstractmethod
 from typing import Literal
