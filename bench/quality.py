@@ -1,7 +1,8 @@
 """Quality: data sets trained through the service over HTTP, each beside a baseline on the same split.
 
 `--data DIR` holds one folder per data set in the upload formats, at any depth, each with train.* and
-test.* (and valid.*), or the files of one corpus for search. Without it, scikit-learn's digits are used.
+test.* (and valid.*), or what goes into one archive: the files of a corpus for search, or manifests beside
+the `audio` that they are about. Without it, scikit-learn's digits are used.
 """
 
 import argparse
@@ -82,6 +83,7 @@ CASES = [
         "etth1", "etth1", "series-forecast", "mase", 1.634,
         {"column_mapping": {"target": "OT"}}, cuts=(8640, 11_520, 14_400),
     ),
+    Case("digit-strings", "fsdd_digit_strings", "speech-recognition", "wer", 0.172),
     Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
     *(
         Case(
@@ -159,7 +161,7 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
                 if path.stem.startswith(case.prefix)
                 and (split := named.get(path.stem.removeprefix(case.prefix))) is not None
             }
-            if (folder / "corpus.jsonl").exists():
+            if (folder / "corpus.jsonl").exists() or (folder / "audio").is_dir():
                 files = {"file": Path(make_archive(str(made / case.name), "zip", folder))}
             if (series := folder / "series.csv").exists():
                 files = _cut(series, case, made) if case.cuts else {"file": series}

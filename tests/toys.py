@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -321,6 +322,27 @@ def flags(path: Path, examples: int) -> None:
             archive.writestr(f"{number}.png", file.getvalue())
 
 
+def tones(path: Path, examples: int) -> None:
+    """Sounds of a low, a middle and a high tone in any order, with pauses; a letter for each, in two scripts."""
+    draw = np.random.default_rng(SEED)
+    pitches = {"a": 300, "o": 900, "가": 2500}
+    time = np.arange(960) / 8_000
+    lines = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            said = [str(letter) for letter in draw.choice([*pitches], draw.integers(1, 3))]
+            heard = [np.zeros(320)]
+            for letter in said:
+                tone = np.sin(2 * np.pi * pitches[letter] * draw.uniform(0.95, 1.05) * time)
+                heard += [draw.uniform(0.2, 0.8) * tone, np.zeros(320)]
+            wave = np.concatenate(heard) + draw.normal(0, 0.01, sum(map(len, heard)))
+            file = io.BytesIO()
+            soundfile.write(file, wave, 8_000, format="FLAC")
+            archive.writestr(f"audio/{number}.flac", file.getvalue())
+            lines.append(json.dumps({"audio": f"audio/{number}.flac", "text": " ".join(said)}))
+        archive.writestr("manifest.jsonl", "\n".join(lines))
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -340,4 +362,5 @@ _TOYS = {
     "series-forecast": Toy("tides.csv", tides, 0.85, examples=160, epochs=25),
     "series-classification": Toy("beats.jsonl", beats, 0.9),
     "image-to-image": Toy("flags.zip", flags, 20.9, epochs=16),
+    "speech-recognition": Toy("tones.zip", tones, 0.4, examples=240, epochs=30),
 }

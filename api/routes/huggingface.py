@@ -29,6 +29,7 @@ from tasks.parts.label_sets import LabelsPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
+from tasks.speech_recognition import SpeechPrediction
 from tasks.tabular_regression import NumberPrediction
 from tasks.text_generation import Generated, Piece
 from tasks.text_to_text import TextToTextPrediction
@@ -180,6 +181,11 @@ def _objects(prediction: DetectionPrediction, parameters: Parameterless) -> list
     ]
 
 
+def _heard(prediction: SpeechPrediction, parameters: Parameterless) -> dict[str, Any]:
+    chunks = [{"text": w.word, "timestamp": [w.start, w.end]} for w in prediction.words]
+    return {"text": prediction.text, "chunks": chunks}
+
+
 FINISH = {"length": "length", "end": "eos_token", "stop": "stop_sequence"}
 """Why a text ends, in the words of Hugging Face."""
 
@@ -208,6 +214,7 @@ SHAPES: dict[type[BaseModel], Shape] = {
     DetectionPrediction: Shape(Parameterless, _objects, attrgetter("objects")),
     Generated: Shape(TextParameters, _text, attrgetter("text")),
     ImagePrediction: Shape(Parameterless, _image, attrgetter("image")),
+    SpeechPrediction: Shape(Parameterless, _heard, attrgetter("text")),
 }
 
 
@@ -235,6 +242,7 @@ _BODY = {
     "content": {
         JSON: {"schema": HuggingFaceIn.model_json_schema(), "examples": _EXAMPLES},
         "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "audio/*": {"schema": {"type": "string", "format": "binary"}},
     },
 }
 _ANSWERS = {
@@ -267,9 +275,8 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
 
     The method is that of the model's task: `text_classification`, also for intents, `token_classification`,
     `translation` or `summarization` for text to text, `text_generation`, `image_classification`, `object_detection`,
-    `image_to_image`, or
-    `tabular_classification` for any table. A list of inputs gets a list of answers. `error` of a problem
-    document is what the client shows.
+    `image_segmentation`, `image_to_image`, `automatic_speech_recognition`, or `tabular_classification` for any
+    table. A list of inputs gets a list of answers. `error` of a problem document is what the client shows.
     """
     serving: Serving = request.app.state.serving
     model = await _ready(ref, principal.project_id, request)

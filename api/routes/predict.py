@@ -67,6 +67,7 @@ _BODY = {
         "application/json": {"schema": PredictIn.model_json_schema(), "examples": _EXAMPLES},
         "image/*": {"schema": {"type": "string", "format": "binary"}},
         "video/*": {"schema": {"type": "string", "format": "binary"}},
+        "audio/*": {"schema": {"type": "string", "format": "binary"}},
         FORM: {
             "schema": {
                 "type": "object",

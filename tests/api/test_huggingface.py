@@ -19,6 +19,7 @@ from PIL import Image
 from api.routes import huggingface
 from store.session import Database
 from tasks.parts.labels import LabelPrediction
+from tasks.parts.sounds import silence
 from tests import processes
 from tests.api.serving_world import World, client, image_example, row, table_example, untrained
 from tests.conftest import opened
@@ -90,6 +91,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("tales", untrained("text-generation"))
         world.publish("tiles", untrained("object-detection"))
         world.publish("clean", untrained("image-to-image"))
+        world.publish("calls", untrained("speech-recognition"))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -237,6 +239,15 @@ def test_an_image_gets_an_image(served: Served) -> None:
     assert answer.json() == [expected["image"]] * 2
     with pytest.raises(HfHubHTTPError, match="prompt"):
         hub(served, "clean").image_to_image(sent, prompt="a cat")
+
+
+def test_a_sound_gets_its_text_and_the_times_of_its_words(served: Served) -> None:
+    sent, asked = silence(8_000, 0.5), hub(served, "calls")
+    (expected,) = natively(served, "calls", [{"audio": encoded(sent)}])
+    found = asked.automatic_speech_recognition(sent)
+    assert found.text == expected["text"]
+    times = [[word["start"], word["end"]] for word in expected["words"]]
+    assert [list(chunk.timestamp) for chunk in found.chunks or []] == times
 
 
 def test_a_table_gets_a_label_for_each_row(served: Served) -> None:

@@ -352,6 +352,8 @@ def test_the_document_describes_every_kind_of_body(api: TestClient) -> None:
     assert set(operation["requestBody"]["content"]) == {
         "application/json",
         "image/*",
+        "audio/*",
+        "video/*",
         "multipart/form-data",
     }
     assert operation["security"] == [{"key": []}]

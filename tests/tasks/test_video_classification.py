@@ -11,6 +11,7 @@ import torch
 
 from models.cnn import CNN
 from models.gru import GRU
+from models.parts.losses import CrossEntropy
 from models.parts.options import AUTO
 from models.parts.training import Training, Transfer
 from models.resnet import ResNet
@@ -265,7 +266,11 @@ def test_many_clips_are_looked_at_frame_by_frame_with_the_same_answers(data: Che
 
 def images_base() -> tuple[ImageClassification, ImageCodec]:
     task = ImageClassification(
-        architecture=TINY, image_size=16, channels=1, augmentation=Augmentation()
+        architecture=TINY,
+        image_size=16,
+        channels=1,
+        augmentation=Augmentation(),
+        loss=CrossEntropy(),
     )
     codec = ImageCodec(
         labels=["a", "b"], counts=[5, 5], side=16, channels=1, mean=[99.0], std=[33.0]
