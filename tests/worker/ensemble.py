@@ -21,7 +21,7 @@ from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import toy
 from tests.worker.shop import rows
-from tests.worker.trainings import Course, course
+from tests.worker.trainings import Course, course, every_task_and_architecture
 from worker import elastic, snapshots
 from worker.group import ALONE, Group, Together
 from worker.loop import Progress, State, fit
@@ -57,9 +57,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 PAIRS = [
     f"{name}/{architecture}"
-    for name, task in sorted(catalog.tasks().items())
-    for architecture, kind in sorted(catalog.architectures(catalog.family_of(task)).items())
-    if kind.spreads and name not in ("search", "image-generation")
+    for name, architecture in every_task_and_architecture()
+    if catalog.architectures()[architecture].spreads and name not in ("search", "image-generation")
 ]
 """A search learns from the other examples of a batch, and they are others where it is cut. What learns to make images
 does so from noise that is drawn, by each process for itself."""
@@ -226,7 +225,7 @@ def gather(
     for member in members:
         member.start()
     for member in members:
-        member.join(120)
+        member.join(600)
         member.kill()
     assert [member.exitcode for member in members] == [0] * size
 

@@ -1,5 +1,6 @@
 """Trainings without a service around them, ready for `fit`."""
 
+from collections.abc import Iterator
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -56,6 +57,16 @@ def course(
     return Course(
         Trained(spec.task, codec, learner), splits["train"], splits["validation"], spec.training
     )
+
+
+def every_task_and_architecture() -> Iterator[tuple[str, str]]:
+    """Pairs in which every task and every architecture occurs; tests/worker/test_every_pair.py trains them all."""
+    seen: set[str] = set()
+    for name, task in sorted(catalog.tasks().items()):
+        offered = sorted(catalog.architectures(catalog.family_of(task)))
+        fresh = [one for one in offered if one not in seen]
+        yield from ((name, one) for one in fresh or offered[:1])
+        seen.update(fresh)
 
 
 def finished(course: Course, **options: Any) -> Course:
