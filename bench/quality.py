@@ -74,6 +74,8 @@ CASES = [
     ),
     Case("sign-clips", "sign_digit_clips", "video-classification", "accuracy", 0.70),
     Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
+    Case("camvid", "camvid11", "semantic-segmentation", "miou", 0.285),
+    Case("nuclei", "nuclei_dsb2018_coco", "instance-segmentation", "ap50", 0.586),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
     Case(
         "airline", "airline_passengers", "series-forecast", "mase", 0.950,

@@ -252,6 +252,48 @@ def signs(path: Path, examples: int) -> None:
     write_csv(path, ["query", "text"], rows)
 
 
+def fields(path: Path, examples: int) -> None:
+    """Dark pictures and masks of what is on them: a bright square, or a grey disc."""
+    draw = np.random.default_rng(SEED)
+    down, across = np.mgrid[:32, :32]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("classes.txt", "ground\nsquare\ndisc\n")
+        for number in range(examples):
+            pixels = draw.integers(0, 40, (32, 32), dtype=np.uint8)
+            mask = np.zeros((32, 32), np.uint8)
+            y, x, size = *draw.integers(8, 24, 2).tolist(), int(draw.integers(4, 8))
+            square = np.maximum(abs(down - y), abs(across - x)) < size
+            disc = (down - y) ** 2 + (across - x) ** 2 < size**2
+            shape = square if number % 2 else disc
+            pixels[shape] += 200 if number % 2 else 100
+            mask[shape] = 1 if number % 2 else 2
+            archive.writestr(f"images/{number}.png", png(pixels))
+            archive.writestr(f"masks/{number}.png", png(mask))
+
+
+def coins(path: Path, examples: int) -> None:
+    """Bright and dim discs on the dark, some of which touch, each with a number of its own."""
+    draw = np.random.default_rng(SEED)
+    down, across = np.mgrid[:32, :32]
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(examples):
+            pixels = draw.integers(0, 40, (32, 32), dtype=np.uint8)
+            mask = np.zeros((32, 32), np.uint16)
+            y, x, size = *draw.integers(7, 24, 2).tolist(), int(draw.integers(4, 6))
+            for place, (away, light) in enumerate([(0, 200), (2 * size, 100)], 1):
+                disc = (down - y) ** 2 + (across - (x + away) % 32) ** 2 < size**2
+                pixels[disc] = light
+                mask[disc] = place
+            archive.writestr(f"images/{number}.png", png(pixels))
+            archive.writestr(f"instance_masks/{number}.png", png(mask))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def tiles(path: Path, examples: int) -> None:
     """Small pictures as COCO has them: a red tile, a blue one, or both in halves of their own."""
     draw = np.random.default_rng(SEED)
@@ -358,6 +400,8 @@ _TOYS = {
     "coreference": Toy("meetings.jsonl", meetings, 0.9),
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
     "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
+    "instance-segmentation": Toy("coins.zip", coins, 0.4, epochs=20),
+    "semantic-segmentation": Toy("fields.zip", fields, 0.7, epochs=20),
     "text-generation": Toy("sayings.csv", sayings, 1.3),
     "series-forecast": Toy("tides.csv", tides, 0.85, examples=160, epochs=25),
     "series-classification": Toy("beats.jsonl", beats, 0.9),

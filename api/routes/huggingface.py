@@ -22,13 +22,16 @@ from api.lean import LeanRoute
 from api.serving.engine import Ready, Serving
 from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
+from tasks.instance_segmentation import InstancesPrediction
 from tasks.intent_and_slots import IntentPrediction
 from tasks.parts.detecting import DetectionPrediction
 from tasks.parts.images import ImagePrediction
 from tasks.parts.label_sets import LabelsPrediction
 from tasks.parts.labels import LabelPrediction
+from tasks.parts.masks import decode_mask, encode_mask
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tags import TagsPrediction
+from tasks.semantic_segmentation import MaskPrediction
 from tasks.speech_recognition import SpeechPrediction
 from tasks.tabular_regression import NumberPrediction
 from tasks.text_generation import Generated, Piece
@@ -202,6 +205,38 @@ def _text(prediction: Generated, parameters: TextParameters) -> dict[str, Any]:
     return answer
 
 
+class SegmentParameters(Parameterless):
+    """How to give segments, beside the task's own parameters."""
+
+    subtask: Literal["semantic", "instance"] | None = Field(
+        None, description="What the model does; it can do nothing else."
+    )
+
+
+def _regions(prediction: MaskPrediction, parameters: SegmentParameters) -> list[dict[str, Any]]:
+    mask = decode_mask(prediction.mask)
+    return [
+        {"label": region.label, "score": region.score, "mask": _white(mask == region.index)}
+        for region in prediction.classes
+    ]
+
+
+def _instances(
+    prediction: InstancesPrediction, parameters: SegmentParameters
+) -> list[dict[str, Any]]:
+    return [
+        {"label": o.label, "score": o.score, "mask": _base64(o.mask)} for o in prediction.objects
+    ]
+
+
+def _white(mask: Any) -> str:
+    return _base64(encode_mask(mask, bits=1))
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
 PNG = "image/png"
 Predicting = Callable[[list[Any]], Awaitable[list[Any]]]
 SHAPES: dict[type[BaseModel], Shape] = {
@@ -212,6 +247,8 @@ SHAPES: dict[type[BaseModel], Shape] = {
     IntentPrediction: Shape(LabelParameters, _scores, attrgetter("intent")),
     TextToTextPrediction: Shape(Parameterless, _written, attrgetter("target")),
     DetectionPrediction: Shape(Parameterless, _objects, attrgetter("objects")),
+    MaskPrediction: Shape(SegmentParameters, _regions, attrgetter("mask")),
+    InstancesPrediction: Shape(SegmentParameters, _instances, attrgetter("objects")),
     Generated: Shape(TextParameters, _text, attrgetter("text")),
     ImagePrediction: Shape(Parameterless, _image, attrgetter("image")),
     SpeechPrediction: Shape(Parameterless, _heard, attrgetter("text")),

@@ -1,6 +1,7 @@
 """Random variation of training images, on whole batches and on their device."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,29 @@ class Augmentation(Plain):
             return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
         # By whole pixels nothing is computed from neighbours, and bytes stay bytes.
         return self._cut(images) if self.flip or self.shift else images
+
+    def move_all(
+        self, images: Tensor, maps: Sequence[Tensor], outside: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Images as `move` does, and maps of their pixels (B, H, W) alike; nothing is mixed in those.
+
+        What comes into a map from outside is the number of it in `outside`; if things are moved by whole
+        pixels only, the edge is repeated in maps, too.
+        """
+        if max(self.zoom, self.rotate) == 0:
+            planes = [images, *(map[:, None] for map in maps)]
+            moved = self.move(torch.cat(planes, 1)).split([p.shape[1] for p in planes], 1)
+            kept = [m.to(p.dtype) for m, p in zip(moved, planes, strict=True)]
+            return kept[0], [m.squeeze(1) for m in kept[1:]]
+        grid = F.affine_grid(self._placements(images), list(images.shape), align_corners=False)
+        drawn = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        # Less what is outside, since what comes in from there is 0.
+        planes = [m[:, None].float() - number for m, number in zip(maps, outside, strict=True)]
+        together = F.grid_sample(torch.cat(planes, 1), grid, mode="nearest", align_corners=False)
+        numbers = together.round().unbind(1)
+        return drawn, [
+            (n + number).to(m.dtype) for n, m, number in zip(numbers, maps, outside, strict=True)
+        ]
 
     def move_with_boxes(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W), each moved, and boxes (B, T, 4) in shares of its sides that move along.

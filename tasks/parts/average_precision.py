@@ -1,7 +1,7 @@
 """How well objects are found: average precision as COCO computes it (Lin et al., 2014)."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ class Marks(NamedTuple):
     """Of what was found."""
     crowds: Sequence[bool] = ()
     """Of the truth: regions in which nothing that is found counts."""
+    masks: Sequence[Mapping[str, Any]] = ()
+    """Run lengths, as pycocotools has them: what then counts is how these overlap, not boxes."""
 
 
 class Precisions(NamedTuple):
@@ -51,18 +53,27 @@ def precisions(found: Sequence[Marks], truth: Sequence[Marks]) -> Precisions:
         coco, results = COCO(), COCO()
         for database, rows in ((coco, truth), (results, found)):
             database.dataset = {
-                "images": [{"id": number} for number in range(1, len(truth) + 1)],
+                "images": _images(truth),
                 "categories": [{"id": number} for number in ids.values()],
                 "annotations": _annotations(rows, ids),
             }
             database.createIndex()
-        judge = COCOeval(coco, results, "bbox")
+        judge = COCOeval(coco, results, "segm" if any(m.masks for m in truth) else "bbox")
         judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
         judge.evaluate()
         judge.accumulate()
     precision, recall = judge.eval["precision"], judge.eval["recall"]
     every, scores = (..., _EVERY_SIZE, _ALL), judge.eval["scores"]
     return Precisions(labels, precision[every], recall[every], scores[every])
+
+
+def _images(truth: Sequence[Marks]) -> list[dict[str, Any]]:
+    """Images in COCO's own words, their sizes where masks tell."""
+    sizes = [m.masks[0]["size"] if m.masks else (0, 0) for m in truth]
+    return [
+        {"id": number, "height": height, "width": width}
+        for number, (height, width) in enumerate(sizes, 1)
+    ]
 
 
 def _annotations(rows: Sequence[Marks], ids: dict[str, int]) -> list[dict[str, Any]]:
@@ -82,6 +93,8 @@ def _annotations(rows: Sequence[Marks], ids: dict[str, int]) -> list[dict[str, A
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
             }
+            if marks.masks:
+                found["segmentation"] = dict(marks.masks[place])
             if marks.scores:
                 found["score"] = marks.scores[place]
             annotations.append(found)

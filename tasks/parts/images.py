@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
@@ -35,6 +35,8 @@ EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAEklEQVR42mP4z/SDiQEGG
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
+Size = int | tuple[int, int]
+"""Height and width, or the side of a square."""
 
 EncodedImage = Annotated[
     bytes,
@@ -114,6 +116,40 @@ def _lazily(data: bytes) -> Image.Image:
     return image
 
 
+def as_stored(data: bytes) -> Image.Image:
+    """The first frame of an encoded image as it is stored: any mode, not upright. Raises Invalid like `open_image`."""
+    try:
+        with _lazily(data) as image:
+            image.load()
+            return image
+    except Invalid:
+        raise
+    except Exception as error:  # as in _lazily
+        raise _unreadable(str(error)) from None
+
+
+def orientation_of(data: bytes) -> int:
+    """How its camera held an image, as EXIF counts from 1, upright. Raises Invalid like `open_image`."""
+    with _lazily(data) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 as well where that cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in _upright
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image as it is shown, by its header. Raises Invalid like `open_image`."""
+    with _lazily(data) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def _start(data: bytes) -> str:
     return f"{len(data)} bytes that start with {data[:12]!r}" if data else "no bytes"
 
@@ -176,19 +212,26 @@ def _has_colour(image: Image.Image) -> bool:
     return bool(np.ptp(pixels, axis=-1).max() > _COLOUR_TOLERANCE)
 
 
-def decode(data: bytes, side: int, channels: int, *, crop: bool = False) -> Pixels:
-    """Pixels (channels, side, side) of an encoded image, stretched to a square (bilinear, antialiased).
+def decode(data: bytes, size: Size, channels: int, *, crop: bool = False) -> Pixels:
+    """Pixels (channels, height, width) of an encoded image, stretched to that size (bilinear, antialiased).
 
-    With `crop`, what lies outside the largest square in the middle is left out before, and nothing is stretched.
+    With `crop`, what lies outside the largest square in the middle is left out before.
     """
-    image = _in_mode(open_image(data, draft=2 * side), "L" if channels == 1 else "RGB")
+    height, width = sides(size)
+    draft = 2 * max(height, width)
+    image = _in_mode(open_image(data, draft=draft), "L" if channels == 1 else "RGB")
     if crop and image.width != image.height:
         least = min(image.size)
         left, top = ((length - least) // 2 for length in image.size)
         image = image.crop((left, top, left + least, top + least))
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def pixels_of(data: bytes, channels: int) -> Pixels:
@@ -207,16 +250,16 @@ def see_through(data: bytes) -> Pixels | None:
     return 255 - alpha if (alpha < 255).any() else None
 
 
-def decode_all(images: pl.Series, side: int, channels: int, *, crop: bool = False) -> Tensor:
-    """A column of encoded images as one tensor (N, channels, side, side) uint8, made square as by `decode`.
+def decode_all(images: pl.Series, size: Size, channels: int, *, crop: bool = False) -> Tensor:
+    """A column of encoded images as one tensor (N, channels, height, width) uint8, each as by `decode`.
 
     Raises Invalid, at `row`, for images that cannot be decoded.
     """
-    pixels = torch.empty((len(images), channels, side, side), dtype=torch.uint8)
+    pixels = torch.empty((len(images), channels, *sides(size)), dtype=torch.uint8)
     places = pixels.numpy()
 
     def place(row: int, data: bytes) -> None:
-        places[row] = decode(data, side, channels, crop=crop)
+        places[row] = decode(data, size, channels, crop=crop)
 
     outcomes = each(images, place)
     faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
@@ -261,10 +304,10 @@ def encode_png(pixels: Pixels) -> bytes:
     return packed.getvalue()
 
 
-def black(side: int) -> bytes:
-    """The file of a square in which nothing is to be seen."""
+def black(size: Size) -> bytes:
+    """The file of an image in which nothing is to be seen."""
     packed = BytesIO()
-    Image.new("RGB", (side, side)).save(packed, "BMP")
+    Image.new("RGB", sides(size)[::-1]).save(packed, "BMP")
     return packed.getvalue()
 
 

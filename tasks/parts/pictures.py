@@ -1,5 +1,6 @@
 """Columns of images: looked at, described, and measured."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 
 from models.parts.options import Plain
 from tasks.parts.examples import pieces
-from tasks.parts.images import ImageFacts, decode_all, each, inspect
+from tasks.parts.images import ImageFacts, Size, decode_all, each, inspect, sides
 from tasks.parts.problems import Invalid, Problem
 
 SAMPLE_PIXELS = 1 << 24
@@ -75,14 +76,14 @@ def summary(facts: pl.DataFrame) -> dict[str, Any]:
 
 
 def pixel_moments(
-    images: pl.LazyFrame, side: int, channels: int, count: int
+    images: pl.LazyFrame, size: Size, channels: int, count: int
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of so many images, in steps of 0 to 255."""
-    wanted = max(1, SAMPLE_PIXELS // side**2)
+    wanted = max(1, SAMPLE_PIXELS // math.prod(sides(size)))
     every, row, sample = max(1, count // wanted), 0, []
     for piece in pieces(images):
         some = piece["image"].gather_every(every, offset=-row % every)
-        sample.append(decode_all(some, side, channels))
+        sample.append(decode_all(some, size, channels))
         row += piece.height
     pixels = torch.cat(sample).float()
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)

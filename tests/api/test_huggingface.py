@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import numpy as np
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient, close_session, constants
 from huggingface_hub.errors import HfHubHTTPError
@@ -23,6 +24,8 @@ from tasks.parts.sounds import silence
 from tests import processes
 from tests.api.serving_world import World, client, image_example, row, table_example, untrained
 from tests.conftest import opened
+
+SEGMENTED = ("semantic-segmentation", "instance-segmentation")
 
 
 class Served(NamedTuple):
@@ -85,6 +88,8 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("topics", table_example("text-classification", topics()))
         world.publish("claims", table_example("text-pair-classification", claims()))
         world.publish("fishes", table_example("tabular-regression", fishes()))
+        for task in SEGMENTED:
+            world.publish(task, untrained(task))
         for task in ("token-classification", "intent-and-slots"):
             world.publish(task, untrained(task))
         world.publish("german", table_example("text-to-text", phrases()))
@@ -248,6 +253,24 @@ def test_a_sound_gets_its_text_and_the_times_of_its_words(served: Served) -> Non
     assert found.text == expected["text"]
     times = [[word["start"], word["end"]] for word in expected["words"]]
     assert [list(chunk.timestamp) for chunk in found.chunks or []] == times
+
+
+def test_an_image_gets_a_mask_for_each_of_its_segments(served: Served) -> None:
+    sent = picture("red")
+    [semantic] = natively(served, SEGMENTED[0], [encoded(sent)])
+    found = hub(served, SEGMENTED[0]).image_segmentation(sent)
+    assert [(s.label, s.score) for s in found] == [
+        (region["label"], pytest.approx(region["score"])) for region in semantic["classes"]
+    ]
+    with Image.open(BytesIO(base64.b64decode(semantic["mask"]))) as mask:
+        numbers = np.asarray(mask)
+    for segment, region in zip(found, semantic["classes"], strict=True):
+        assert (np.asarray(segment.mask) == (numbers == region["index"])).all()
+
+    [instances] = natively(served, SEGMENTED[1], [{"image": encoded(sent), "threshold": 0}])
+    objects = hub(served, SEGMENTED[1]).image_segmentation(sent, threshold=0)
+    assert len(objects) == len(instances["objects"])
+    assert all(segment.mask.size == Image.open(BytesIO(sent)).size for segment in objects)
 
 
 def test_a_table_gets_a_label_for_each_row(served: Served) -> None:

@@ -90,11 +90,12 @@ def _course(case: str) -> Course:
     quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
     if "norm" in fields:
         quiet["norm"] = "layer"
-    own: dict[str, Any] = {
-        name: 0.0 for name in catalog.task_named(task).model_fields if "dropout" in name
-    }
-    if "augmentation" in catalog.task_named(task).model_fields:
+    of_task = catalog.task_named(task).model_fields
+    own: dict[str, Any] = {name: 0.0 for name in of_task if "dropout" in name}
+    if "augmentation" in of_task:
         own["augmentation"] = {}
+    if "decoder" in of_task:
+        own["decoder"] = {"name": "unet", "norm": "layer", "dropout": 0.0}
     if task == "video-classification":
         own["time"] = {"name": "gru", "dropout": 0.0}
     if task == "image-to-image":

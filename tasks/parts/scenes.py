@@ -1,0 +1,275 @@
+"""Images of which every pixel is told something: how they are read, varied and normalised, whatever is told."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.base import Architecture, Batch, ImageBackbone, MapBackbone, Supervised
+from models.parts.dense import IGNORED, Decoder, PixelDecoder, UNet, spread
+from models.parts.options import AUTO, Auto, OneOf
+from models.parts.precision import autocast
+from models.resnet import ResNet
+from tasks.base import Checked, Codec, DatasetOptions, Facts, Task, Upload
+from tasks.parts.archives import Limits, open_archive
+from tasks.parts.augmentation import Augmentation
+from tasks.parts.columns import Columns, Dense
+from tasks.parts.images import (
+    MAX_BYTES,
+    ImageInput,
+    Pixels,
+    black,
+    decode,
+    decode_all,
+    read_image,
+    sides,
+    size_of,
+)
+from tasks.parts.marked import images_of, split_of_folders
+from tasks.parts.pictures import pixel_moments, refuse_foreign
+from tasks.parts.problems import Invalid, Problem
+
+SPLIT = "split"
+LIMITS = Limits(member=MAX_BYTES)
+STEP, LARGEST_SIDE = 32, 2048
+_PIXELS, _MANY = 1 << 16, 20_000
+"""Pixels that are looked at of each image, and of how many images four times as many are."""
+_TINY = 64
+_VIEWS, _EPOCHS = 5_000, (10, 40)
+"""How often images are learned from, all in all, and each of them."""
+_BATCHES = {4: 200, 8: 1_000, 16: math.inf}
+"""Images of a step, and for fewer images than how many."""
+
+
+class Shown(NamedTuple):
+    """An image of a request at the size that the network reads, and how large it was sent."""
+
+    pixels: Pixels | None
+    width: int
+    height: int
+
+
+class SceneCodec(Codec):
+    """Images stretched to one height and width, the mean and spread of their pixels, and the labels to be told."""
+
+    labels: list[str]
+    height: int
+    width: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    made_for: tuple[int, int]
+    """The height and width by which the backbone chose how often it halves its maps."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
+        pixels = Dense(decode_all(examples["image"], self.size, self.channels))
+        return Columns((pixels,), self.encode_targets(examples) if targets else ())
+
+    @abstractmethod
+    def encode_targets(self, examples: pl.DataFrame) -> tuple[Dense, ...]:
+        """What is told of each pixel of the examples, at the size that the network reads."""
+
+    def read_input(self, value: Any) -> Any:
+        return self.shown(value)
+
+    def shown(self, value: Any) -> Shown:
+        """An image of a request. Raises Invalid."""
+        # Decoded here, where requests are still apart from each other.
+        data = read_image(value)
+        width, height = size_of(data)
+        return Shown(decode(data, self.size, self.channels), width, height)
+
+    def given(self, examples: pl.DataFrame) -> Sequence[Any]:
+        return [Shown(None, *size) for size in examples.select("width", "height").iter_rows()]
+
+    def blank(self) -> bytes:
+        return black(self.size)
+
+    def encode_inputs(self, inputs: Sequence[Any]) -> Columns:
+        pixels = [shown.pixels for shown in inputs if shown.pixels is not None]
+        return Columns((Dense(torch.from_numpy(np.stack(pixels))),))
+
+
+class SceneLearner(Supervised):
+    """Learns from images (B, C, H, W) uint8 and what is told of their pixels; its head decodes the backbone's maps."""
+
+    backbone: MapBackbone
+    outside: ClassVar[tuple[int, ...]] = (IGNORED,)
+    """What is told of pixels that come in from outside of an image, by target."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: MapBackbone,
+        decoder: PixelDecoder,
+        criterion: nn.Module,
+        codec: SceneCodec,
+        augmentation: Augmentation,
+    ) -> None:
+        super().__init__(backbone, decoder, criterion)
+        self.augmentation = augmentation
+        # Not among the weights: the codec holds them.
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", torch.tensor(codec.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(codec.std).view(shape), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the decoder says of every pixel: (B, outputs, H, W)."""
+        (images,) = inputs
+        pixels = (images.float() - self.mean) / self.std
+        if self.training:
+            pixels = self.augmentation.relight(pixels)
+        return spread(self.head(pixels, self.backbone.maps(pixels)), pixels)
+
+    def loss(self, batch: Batch) -> Tensor:
+        (images,) = batch.inputs
+        images, targets = self.augmentation.move_all(images, batch.targets, self.outside)
+        with autocast(self.precision, images.device):
+            outputs = (self.kernels or self)(images)
+        loss: Tensor = self.criterion(outputs.float(), *targets)
+        return loss
+
+
+Side = Annotated[int, Field(ge=STEP, le=LARGEST_SIDE, multiple_of=STEP)]
+
+
+class SceneTask(Task):
+    """What the tasks that tell something of every pixel have in common."""
+
+    architecture: Auto[OneOf[ImageBackbone]] = Field(
+        AUTO, description="The network that turns images into feature maps."
+    )
+    decoder: OneOf[Decoder] = Field(
+        UNet(), description="What turns feature maps into answers for pixels."
+    )
+    height: Auto[Side] = Field(AUTO, description="Pixels that images are stretched to, downwards.")
+    width: Auto[Side] = Field(AUTO, description="Pixels that images are stretched to, across.")
+    channels: Auto[Literal[1, 3]] = Field(
+        AUTO, description="1 to look at brightness alone, 3 to look at colours."
+    )
+    augmentation: Auto[Augmentation] = Field(
+        AUTO,
+        description="How training images and what is told of them are varied; `{}`: not at all.",
+    )
+
+    bulky = ("image",)
+    input_type = ImageInput
+    of_base: ClassVar[tuple[str, ...]] = ("architecture", "channels")
+
+    @classmethod
+    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
+        """As every task; one `file` with folders per split is split by them."""
+        refuse_foreign(options.format, options.column_mapping, list(cls.formats))
+        if "file" in files and options.split.by is None and _has_splits(files["file"]):
+            by_folder = options.split.model_copy(update={"by": SPLIT})
+            options = options.model_copy(update={"split": by_folder})
+        return super().check(files, options)
+
+    @classmethod
+    def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
+        return ["image"]
+
+    def choose_architecture(self, facts: Facts) -> Architecture:
+        if min(_size(facts)) <= _TINY:
+            return ResNet(width=16, depths=[1, 1, 1])
+        return ResNet(width=16, depths=[2, 2, 2, 2])
+
+    def resolve(self, facts: Facts) -> Self:
+        height, width = _size(facts)
+        chosen = {
+            "height": height,
+            "width": width,
+            "channels": 3 if facts.schema["colour"] else 1,
+            "augmentation": Augmentation(shift=0.1, zoom=0.3, flip=True, light=0.2),
+        }
+        update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        return super().resolve(facts).model_copy(update=update)
+
+    def defaults(self, facts: Facts) -> dict[str, Any]:
+        batch = next(size for size, most in _BATCHES.items() if facts.examples < most)
+        epochs = max(_EPOCHS[0], min(_EPOCHS[1], _VIEWS // facts.examples))
+        return {"batch_size": batch, "epochs": epochs}
+
+    def read_alike(self, train: pl.LazyFrame, count: int, base: Any | None) -> dict[str, Any]:
+        """The fields of a codec that say how images are read; from `base` all that its backbone relies on.
+
+        Raises Invalid for a base that reads no images.
+        """
+        size = (self.height, self.width)
+        if base is None:
+            mean, std = pixel_moments(train.select("image"), size, self.channels, count)
+            read = {"channels": self.channels, "mean": mean, "std": std, "made_for": size}
+        else:
+            read = _as_base(base)
+        return {**read, "height": size[0], "width": size[1]}
+
+    def backbone(self, codec: SceneCodec) -> MapBackbone:
+        return self.architecture.build(codec.channels, codec.made_for)
+
+
+def _as_base(base: Any) -> dict[str, Any]:
+    """How another task's codec has images read. Raises Invalid when it does not."""
+    try:
+        read = {"channels": base.channels, "mean": base.mean, "std": base.std}
+        made_for = getattr(base, "made_for", None) or sides(
+            getattr(base, "side", None) or base.size
+        )
+    except AttributeError:
+        allowed = "a model of a task on images"
+        msg = "does not read images as this task does"
+        raise Invalid(Problem(("base",), msg, None, allowed)) from None
+    return {**read, "made_for": made_for}
+
+
+def of_one_split(splits: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """The splits without what folders said of them.
+
+    Raises Invalid where one file is a split and its folders say otherwise.
+    """
+    problems = []
+    for name, frame in splits.items():
+        told = set(frame[SPLIT]) - {name} if SPLIT in frame.columns else set()
+        if told:
+            allowed = f"files of {name} alone, or the archive as `file`"
+            problems.append(
+                Problem((name,), "its folders are of other splits", sorted(told), allowed)
+            )
+    if problems:
+        raise Invalid(*problems)
+    return {
+        name: frame.drop(SPLIT) if SPLIT in frame.columns else frame
+        for name, frame in splits.items()
+    }
+
+
+def _has_splits(upload: Upload) -> bool:
+    """Whether every image lies in the folder of a split; whatever is wrong is said when it is read."""
+    try:
+        with open_archive(upload.path, LIMITS) as archive:
+            found = images_of(archive)
+    except Invalid:
+        return False
+    return bool(found) and all(split_of_folders(name) for name in found)
+
+
+def _size(facts: Facts) -> tuple[int, int]:
+    """Height and width of the typical image, in steps of 32, no larger than so many examples warrant."""
+    most = _PIXELS if facts.examples < _MANY else 4 * _PIXELS
+    height, width = facts.schema["height"], facts.schema["width"]
+    shrink = min(1.0, math.sqrt(most / (height * width)))
+    return _step(height * shrink), _step(width * shrink)
+
+
+def _step(side: float) -> int:
+    return max(STEP, min(LARGEST_SIDE, math.ceil(side / STEP - 0.25) * STEP))
