@@ -16,7 +16,7 @@ from models.parts.options import AUTO, Option, Plain
 from tasks.parts.columns import Columns
 from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.splits import SplitOptions, overlap, split
+from tasks.parts.splits import SPLIT, SplitOptions, overlap, split
 
 Model = TypeVar("Model", bound=BaseModel)
 Read = TypeVar("Read")
@@ -230,12 +230,23 @@ class Task(Option):
         return examples.columns
 
     @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        """Whether a file says itself, say by folders, what each example is for: `read` adds a column `split` then."""
+        return False
+
+    @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
         """A checked data set from uploaded files: `file` (split here), or `train` [+ `validation`] [+ `test`].
 
+        One `file` that tells its splits itself is split so, unless the options say how.
         Raises Invalid with every problem found, each naming file, row and column.
         """
+        telling = [name for name in files if cls.tells_splits(files[name], options)]
+        if "file" in telling and options.split.by is None:
+            own = options.split.model_copy(update={"by": SPLIT})
+            options = options.model_copy(update={"split": own})
         frames = read_each(files, lambda upload: cls.read(upload, options))
+        frames |= _of_one_split({name: frames[name] for name in telling if name != "file"})
         whole = frames.get("train", frames.get("file"))
         assert whole is not None, "the route asks for `file` or `train`"
         splits = split(frames, options.split, cls.stratum(whole, options))
@@ -311,6 +322,18 @@ class Task(Option):
     def evaluate(self, predictions: Sequence[Any], examples: pl.DataFrame) -> dict[str, Any]:
         """`score`, and what else an evaluation shows (per class, confusion); JSON-ready."""
         return dict(self.score(predictions, examples))
+
+
+def _of_one_split(frames: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """The frames of splits whose files say themselves what they are for. Raises Invalid where they say otherwise."""
+    problems = [
+        Problem((name,), "is one split already", found, f"{name} alone, or all of it as `file`")
+        for name, frame in frames.items()
+        if SPLIT in frame.columns and (found := sorted(set(frame[SPLIT]))) != [name]
+    ]
+    if problems:
+        raise Invalid(*problems)
+    return {name: frame.drop(SPLIT, strict=False) for name, frame in frames.items()}
 
 
 def read_each(files: Mapping[str, Upload], read: Callable[[Upload], Read]) -> dict[str, Read]:

@@ -36,7 +36,7 @@ from tasks.parts.label_sets import (
     read_labels,
     with_rarest,
 )
-from tasks.parts.manifests import SPLIT, manifests, read_manifests, split_of
+from tasks.parts.manifests import manifests, read_manifests, split_of
 from tasks.parts.pictures import (
     Squares,
     as_shown,
@@ -46,6 +46,7 @@ from tasks.parts.pictures import (
     summary,
 )
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.splits import SPLIT
 
 FOLDERS, MANIFEST = "class-folders", "manifest"
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 512, 8
@@ -153,14 +154,22 @@ class ImageClassification(LabelTask):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders or tables per split is split by them."""
+        """As every task, but folders have no columns to map."""
         listed = any(_has_tables(upload) for upload in files.values())
         mapping = {} if listed else options.column_mapping
         refuse_foreign(options.format, mapping, cls.formats)
-        if "file" in files and options.split.by is None and _tells_splits(files["file"], options):
-            by_folder = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        try:
+            with open_archive(upload.path, _LIMITS) as archive:
+                tables = _tables(archive, options)
+                if tables:
+                    return split_of(tables[0]) is not None
+                return class_folders(archive)[0].split is not None
+        except Invalid:
+            return False  # said, with its place, when the file is read
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
@@ -186,16 +195,6 @@ class ImageClassification(LabelTask):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        nested = [
-            name
-            for name, frame in splits.items()
-            if SPLIT in frame.columns and set(frame[SPLIT]) != {name}
-        ]
-        if nested:
-            found, allowed = "parts for each split", "one part, or the archive as `file`"
-            raise Invalid(
-                *(Problem((name,), "is one split already", found, allowed) for name in nested)
-            )
         frames, labels, shares = describe_labels(splits)
         facts = pl.concat(frame.select(ImageFacts._fields) for frame in splits.values())
         schema = {
@@ -260,17 +259,6 @@ def _has_tables(upload: Upload) -> bool:
             return bool(manifests(archive))
     except Invalid:
         return False  # said, with its place, when the file is read
-
-
-def _tells_splits(upload: Upload, options: DatasetOptions) -> bool:
-    try:
-        with open_archive(upload.path, _LIMITS) as archive:
-            tables = _tables(archive, options)
-            if tables:
-                return split_of(tables[0]) is not None
-            return class_folders(archive)[0].split is not None
-    except Invalid:
-        return False  # as above
 
 
 def _side(facts: Facts) -> int:

@@ -46,10 +46,9 @@ from tasks.parts.realism import (
     compare,
     look_closely,
 )
-from tasks.parts.splits import SplitOptions
+from tasks.parts.splits import SPLIT, SplitOptions
 
 FOLDERS, FILES = "class-folders", "images"
-SPLIT = "split"
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 128, 8
 MOST_STEPS = 250
 JUDGED_STEPS = 8
@@ -225,12 +224,17 @@ class ImageGeneration(Task):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders per split is split by them."""
+        """As every task, but archives have no columns to map."""
         refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        if "file" in files and options.split.by is None and _has_split_folders(files["file"]):
-            by_folder = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        try:
+            with open_archive(upload.path, _LIMITS) as archive:
+                return image_folders(archive)[0].split is not None
+        except Invalid:
+            return False  # said, with its place, when the file is read
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
@@ -263,7 +267,6 @@ class ImageGeneration(Task):
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
         """Each image with its features, which images that are made will be compared with."""
-        _refuse_splits(splits)
         labels, report = _labels(splits)
         facts = pl.concat(frame.select(ImageFacts._fields) for frame in splits.values())
         schema = {
@@ -356,27 +359,6 @@ def _labels(splits: Mapping[str, pl.DataFrame]) -> tuple[list[str], dict[str, An
     if problems:
         raise Invalid(*problems)
     return check_classes(splits, "label"), balance(splits, "label")
-
-
-def _refuse_splits(splits: Mapping[str, pl.DataFrame]) -> None:
-    """Raises Invalid for folders of splits within a file that is one split."""
-    nested = [name for name, frame in splits.items() if SPLIT in frame.columns]
-    if nested:
-        found, allowed = (
-            "folders per split",
-            "folders of labels or images, or the archive as `file`",
-        )
-        raise Invalid(
-            *(Problem((name,), "is one split already", found, allowed) for name in nested)
-        )
-
-
-def _has_split_folders(upload: Upload) -> bool:
-    try:
-        with open_archive(upload.path, _LIMITS) as archive:
-            return image_folders(archive)[0].split is not None
-    except Invalid:
-        return False  # said, with its place, when the file is read
 
 
 def _side(facts: Facts) -> int:

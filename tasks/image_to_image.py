@@ -35,7 +35,7 @@ from tasks.parts.degradations import (
 )
 from tasks.parts.degraded import ImageToImageCodec
 from tasks.parts.fidelity import Fidelity, fidelity
-from tasks.parts.image_pairs import SPLIT, has_split_folders, read_images
+from tasks.parts.image_pairs import has_split_folders, read_images
 from tasks.parts.images import (
     EncodedImage,
     ImageFacts,
@@ -120,12 +120,13 @@ class ImageToImage(Task):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders per split is split by them."""
+        """As every task, but archives have no columns to map."""
         refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        if "file" in files and options.split.by is None and has_split_folders(files["file"]):
-            by_folder = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        return has_split_folders(upload)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
@@ -297,16 +298,11 @@ class ImageToImage(Task):
 
 def _refuse_unlike(splits: Mapping[str, pl.DataFrame]) -> None:
     """Raises Invalid for splits that do not hold the same kind of examples."""
-    problems = [
-        Problem((name,), "is one split already", "folders per split", "the archive as `file`")
-        for name, frame in splits.items()
-        if SPLIT in frame.columns
-    ]
     kinds = {
         name: f"pairs of factor {frame['factor'][0]}" if "target" in frame.columns else "images"
         for name, frame in splits.items()
     }
-    problems += [
+    problems = [
         Problem((name,), "unlike the train split", kind, kinds["train"])
         for name, kind in kinds.items()
         if kind != kinds["train"]

@@ -38,12 +38,11 @@ from tasks.parts.pictures import look, summary
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.scenes import (
     LIMITS,
-    SPLIT,
     SceneCodec,
     SceneLearner,
     SceneTask,
-    of_one_split,
 )
+from tasks.parts.splits import SPLIT
 
 NUMBERED = "images-and-instance-masks"
 UNNAMED = "object"
@@ -203,7 +202,7 @@ class InstanceSegmentation(SceneTask):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        frames = of_one_split(splits)
+        frames = dict(splits)
         counts = {name: _counts(frame) for name, frame in frames.items()}
         labels = sorted(counts["train"])
         problems = [

@@ -35,11 +35,11 @@ from tasks.parts.detecting import (
 from tasks.parts.marked_files import (
     MARKED_FORMATS,
     STRATUM,
-    by_own_splits,
     describe_marked,
+    has_splits,
     read_marked,
 )
-from tasks.parts.pictures import as_shown, pixel_moments
+from tasks.parts.pictures import as_shown, pixel_moments, refuse_foreign
 
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 16, 1024, 16
 AIM = 24
@@ -80,8 +80,13 @@ class ObjectDetection(Task):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` that says itself which images are held out is split so."""
-        return super().check(files, by_own_splits(files, options))
+        """As every task, but archives have no columns to map."""
+        refuse_foreign(options.format, options.column_mapping, list(MARKED_FORMATS))
+        return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        return has_splits(upload, options)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:

@@ -42,13 +42,12 @@ from tasks.parts.pictures import look, summary
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.scenes import (
     LIMITS,
-    SPLIT,
     SceneCodec,
     SceneLearner,
     SceneTask,
     Shown,
-    of_one_split,
 )
+from tasks.parts.splits import SPLIT
 
 MASKS = "images-and-masks"
 BACKGROUND = "background"
@@ -161,7 +160,7 @@ class SemanticSegmentation(SceneTask):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        frames, labels = _of_one_numbering(of_one_split(splits))
+        frames, labels = _of_one_numbering(splits)
         pixels = {name: _totals(frame) for name, frame in frames.items()}
         if (pixels["train"] > 0).sum() < 2:
             found = [label for label, count in zip(labels, pixels["train"], strict=True) if count]

@@ -22,7 +22,6 @@ from models.parts.options import AUTO, Auto, OneOf, Plain
 from models.parts.schedules import Cosine
 from models.parts.speech import FRAMES_PER_SECOND, STRIDE, LogMel, SpeechBackbone
 from tasks.base import (
-    Checked,
     Codec,
     DatasetOptions,
     Facts,
@@ -36,7 +35,7 @@ from tasks.parts.columns import Columns, Dense, Ragged, ragged
 from tasks.parts.ngrams import LanguageModel, NGrams, automaton, count_ngrams
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.recognition import SpeechRecognizer
-from tasks.parts.recordings import FORMATS, SPLIT, has_splits, read_recordings, unused
+from tasks.parts.recordings import FORMATS, has_splits, read_recordings, unused
 from tasks.parts.sound_augmentation import SoundAugmentation
 from tasks.parts.sounds import (
     MAX_SECONDS,
@@ -46,6 +45,7 @@ from tasks.parts.sounds import (
     read_sound,
     silence,
 )
+from tasks.parts.splits import SPLIT
 from tasks.parts.texts import measure
 from tasks.parts.transcripts import SPEECH_METRICS, score_transcripts, worst_transcripts
 
@@ -281,12 +281,8 @@ class SpeechRecognition(Task):
     )
 
     @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` whose layout tells splits is split by them."""
-        if "file" in files and options.split.by is None and has_splits(files["file"]):
-            by_layout = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_layout})
-        return super().check(files, options)
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        return has_splits(upload)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:

@@ -42,10 +42,9 @@ from tasks.parts.labels import (
     score_labels,
 )
 from tasks.parts.pictures import Squares, as_shown, refuse_foreign
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.splits import SPLIT
 
 FORMAT = "class-folders"
-SPLIT = "split"
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 8, 512, 8
 FEWEST_FRAMES, MOST_FRAMES = 2, 64
 FEW = 1_000
@@ -206,13 +205,13 @@ class VideoClassification(Task):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders per split is split by them."""
+        """As every task, but folders have no columns to map."""
         refuse_foreign(options.format, options.column_mapping, [FORMAT])
-        whole = files.get("file")
-        if whole and options.split.by is None and has_split_folders(whole.path, _LIMITS):
-            by_folder = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        return has_split_folders(upload.path, _LIMITS)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
@@ -239,12 +238,6 @@ class VideoClassification(Task):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        nested = [name for name, frame in splits.items() if SPLIT in frame.columns]
-        if nested:
-            found, allowed = "folders per split", "folders per label, or the archive as `file`"
-            raise Invalid(
-                *(Problem((name,), "is one split already", found, allowed) for name in nested)
-            )
         labels = check_classes(splits, "label")
         facts = pl.concat(frame.select(ClipFacts._fields) for frame in splits.values())
         schema = {

@@ -10,10 +10,10 @@ from tasks.parts.archives import SPLIT_FOLDERS, Archive, Limits, is_clutter, ope
 from tasks.parts.images import MAX_BYTES
 from tasks.parts.pictures import look
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.splits import SPLIT
 
 INPUTS = ("input", "inputs", "source", "lr")
 TARGETS = ("target", "targets", "hr")
-SPLIT = "split"
 MOST_FACTOR = 8
 SMALLEST = 8
 """Pixels that each side of an image has at least."""

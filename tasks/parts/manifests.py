@@ -12,11 +12,10 @@ from tasks.base import DatasetOptions, Upload
 from tasks.parts.archives import SPLIT_FOLDERS, Archive, is_clutter
 from tasks.parts.label_sets import as_sets, read_labels
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.splits import LINE
+from tasks.parts.splits import LINE, SPLIT
 from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
 from tasks.parts.texts import choose_columns
 
-SPLIT = "split"
 USUAL = {
     "file": ("image", "file_name", "filename", "file", "path", "image_path", "name"),
     "label": ("label", "labels", "class", "category", "categories", "target", "tags"),

@@ -12,12 +12,13 @@ from tasks.parts.coco import COCO, COCO_SENTENCE, json_files, read_coco
 from tasks.parts.images import ImageFacts
 from tasks.parts.labels import MAX_CLASSES, SHOWN
 from tasks.parts.marked import Picture, images_of, read_pictures
-from tasks.parts.pictures import refuse_foreign, summary
+from tasks.parts.pictures import summary
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.splits import SPLIT
 from tasks.parts.voc import VOC, VOC_SENTENCE, read_voc, xml_files
 from tasks.parts.yolo import YOLO, YOLO_SENTENCE, read_yolo
 
-SPLIT, STRATUM = "split", "stratum"
+STRATUM = "stratum"
 MARKED_FORMATS = {COCO: COCO_SENTENCE, VOC: VOC_SENTENCE, YOLO: YOLO_SENTENCE}
 _READERS: Mapping[str, Callable[[Archive], list[Picture]]] = {
     COCO: read_coco,
@@ -67,25 +68,10 @@ def has_splits(upload: Upload, options: DatasetOptions) -> bool:
     return len({picture.split for picture in pictures}) > 1
 
 
-def by_own_splits(files: Mapping[str, Upload], options: DatasetOptions) -> DatasetOptions:
-    """Options that split one `file` as it says itself, unless they say how. Raises Invalid for foreign options."""
-    refuse_foreign(options.format, options.column_mapping, list(MARKED_FORMATS))
-    if "file" not in files or options.split.by is not None:
-        return options
-    if not has_splits(files["file"], options):
-        return options
-    by_file = options.split.model_copy(update={"by": SPLIT})
-    return options.model_copy(update={"split": by_file})
-
-
 def describe_marked(
     splits: Mapping[str, pl.DataFrame],
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
     """The splits as they are stored, their schema and report; see `Task.describe`."""
-    nested = [name for name, frame in splits.items() if SPLIT in frame.columns]
-    if nested:
-        found, allowed = "several splits", "one split, or the archive as `file`"
-        raise Invalid(*(Problem((n,), "is one split already", found, allowed) for n in nested))
     marked = {name: _objects(frame) for name, frame in splits.items()}
     labels = _check_labels(marked, splits)
     facts = pl.concat(frame.select(ImageFacts._fields) for frame in splits.values())

@@ -14,7 +14,7 @@ from tasks.parts.archives import SPLIT_FOLDERS, Archive, Limits, is_clutter, ope
 from tasks.parts.images import each
 from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.sounds import MAX_BYTES, SUFFIXES, inspect
-from tasks.parts.splits import LINE, shown
+from tasks.parts.splits import LINE, SPLIT, shown
 from tasks.parts.tables import Faults, check_mapping, pick_column, read_table
 
 FORMATS = {
@@ -25,7 +25,6 @@ FORMATS = {
     "texts": "A zip of sounds, and beside `a.wav` its text as `a.txt`; perhaps within `train/`, `validation/` and "
     "`test/`.",
 }
-SPLIT = "split"
 UNUSED = "\0unused"
 """A column that says, the same in each row, which sounds of the archive nothing was said of."""
 MAX_TEXT = 10_000

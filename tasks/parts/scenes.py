@@ -35,7 +35,6 @@ from tasks.parts.marked import images_of, split_of_folders
 from tasks.parts.pictures import pixel_moments, refuse_foreign
 from tasks.parts.problems import Invalid, Problem
 
-SPLIT = "split"
 LIMITS = Limits(member=MAX_BYTES)
 STEP, LARGEST_SIDE = 32, 2048
 _PIXELS, _MANY = 1 << 16, 20_000
@@ -169,12 +168,13 @@ class SceneTask(Task):
 
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task; one `file` with folders per split is split by them."""
+        """As every task, but archives have no columns to map."""
         refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        if "file" in files and options.split.by is None and _has_splits(files["file"]):
-            by_folder = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": by_folder})
         return super().check(files, options)
+
+    @classmethod
+    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
+        return _has_splits(upload)
 
     @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
@@ -230,27 +230,6 @@ def _as_base(base: Any) -> dict[str, Any]:
         msg = "does not read images as this task does"
         raise Invalid(Problem(("base",), msg, None, allowed)) from None
     return {**read, "made_for": made_for}
-
-
-def of_one_split(splits: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """The splits without what folders said of them.
-
-    Raises Invalid where one file is a split and its folders say otherwise.
-    """
-    problems = []
-    for name, frame in splits.items():
-        told = set(frame[SPLIT]) - {name} if SPLIT in frame.columns else set()
-        if told:
-            allowed = f"files of {name} alone, or the archive as `file`"
-            problems.append(
-                Problem((name,), "its folders are of other splits", sorted(told), allowed)
-            )
-    if problems:
-        raise Invalid(*problems)
-    return {
-        name: frame.drop(SPLIT) if SPLIT in frame.columns else frame
-        for name, frame in splits.items()
-    }
 
 
 def _has_splits(upload: Upload) -> bool:

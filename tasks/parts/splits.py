@@ -13,6 +13,8 @@ from tasks.parts.problems import Invalid, Problem
 
 SPLITS = ("train", "validation", "test")
 Places = NDArray[np.int64]
+SPLIT = "split"
+"""A column a reader adds where a file says itself what each of its examples is for; see `Task.tells_splits`."""
 LINE = "\0line"
 """A column a reader may add: where each example stood in its file. `Task.describe` drops it."""
 

@@ -22,7 +22,15 @@ from api.serving.loading import Loader
 from api.settings import ApiSettings
 from store.session import Database
 from tasks.trained import Trained
-from tests.api.serving_world import KEY, World, client, image_example, row, train, untrained
+from tests.api.serving_world import (
+    KEY,
+    World,
+    client,
+    image_example,
+    row,
+    train,
+    untrained,
+)
 from tests.toys import walk
 
 
@@ -157,6 +165,23 @@ def test_beside_a_raw_body_parameters_stand_in_the_query(world: World, api: Test
         refused = ask(**{name: value})
         assert refused.status_code == 422
         assert refused.json()["errors"][0]["loc"] == ["parameters", name]
+
+
+def test_a_predicted_image_is_the_body_of_the_answer_where_that_is_asked_for(
+    world: World, api: TestClient
+) -> None:
+    world.publish("cleaner", untrained("image-to-image"))
+    path, sent = "/v1/models/cleaner/predict", {"Content-Type": "image/png"}
+    [inside] = api.post(path, content=picture("red"), headers=sent).json()["predictions"]
+    for accepted in ("image/png", "image/*", "text/html, image/png;q=0.9"):
+        answer = api.post(path, content=picture("red"), headers={**sent, "Accept": accepted})
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.content == base64.b64decode(inside["image"])
+    anything = api.post(path, content=picture("red"), headers={**sent, "Accept": "*/*"})
+    assert anything.json()["predictions"] == [inside]
+    two = {"inputs": [{"image": base64.b64encode(picture("red")).decode()}] * 2}
+    refused = api.post(path, json=two, headers={"Accept": "image/png"})
+    assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, ["inputs"])
 
 
 def test_an_image_may_be_the_body_itself(world: World, api: TestClient) -> None:

@@ -191,7 +191,7 @@ def test_splits_within_one_split_are_refused(tmp_path: Path) -> None:
         "train.jsonl": lines(["audio/0.wav", "audio/1.wav"]),
         "test.jsonl": lines(["audio/2.wav", "audio/3.wav"]),
     }
-    with pytest.raises(Invalid, match="has splits of its own"):
+    with pytest.raises(Invalid, match="is one split already"):
         SpeechRecognition.check({"train": archive(members, tmp_path)}, DatasetOptions())
 
 
