@@ -10,7 +10,7 @@ import polars as pl
 from tasks.base import Upload
 from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.splits import LINE
-from tasks.parts.tables import Faults, is_unstorable, objects, text_lines
+from tasks.parts.tables import STORABLE, Faults, is_unstorable, objects, text_lines
 
 DOCUMENT_FORMATS: dict[str, str] = {
     "conll": "CoNLL-2012, minimal or full: `#begin document (name); part 000`, a line per token with document, part, "
@@ -214,8 +214,9 @@ def check_sentences(value: Any, name: str) -> list[Problem]:
     if not 1 <= words <= MAX_WORDS:
         allowed = f"1 to {MAX_WORDS} tokens; cut longer documents into parts"
         return [Problem((name,), "no such length of a document", words, allowed)]
+    allowed = f"text that is not empty, of {STORABLE}"
     return [
-        Problem((name, place, at), "not a token", short(token), "text that is not empty")
+        Problem((name, place, at), "not a token", short(token), allowed)
         for place, sentence in enumerate(value)
         for at, token in enumerate(sentence)
         if not _is_token(token)

@@ -107,7 +107,8 @@ def _lazily(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise _unreadable(_start(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(str(error).split(",")[0]) from None
+        # Pillow tells its own limit, too: "Image size (3600000000 pixels) exceeds limit of ...".
+        raise _too_large(str(error).partition("(")[2].partition(")")[0]) from None
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise _unreadable(str(error)) from None
     width, height = image.size

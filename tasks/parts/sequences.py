@@ -1,7 +1,6 @@
 """Series that are labelled as a whole: read from uploads and requests, and as columns of tensors."""
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -115,8 +114,10 @@ def _culprit(value: Any) -> Problem:
             return Problem((place,), "not as many channels as the first step", short(step), width)
         for number in numbers:
             sound = isinstance(number, int | float) and not isinstance(number, bool)
-            if not sound or abs(number) > MOST or not math.isfinite(number):
+            if not sound or number - number != 0:
                 return Problem((place,), "not a finite number", short(number), _WANTED)
+            if abs(number) > MOST:
+                return Problem((place,), "too large", short(number), f"at most {MOST:g}")
     return Problem((), "no series", short(value), _WANTED)
 
 

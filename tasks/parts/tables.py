@@ -23,6 +23,8 @@ TABLE_FORMATS: dict[str, str] = {
     "parquet": "Apache Parquet with plain columns: numbers, strings, booleans, dates.",
 }
 MAX_CELL = 1 << 20
+STORABLE = f"at most {MAX_CELL:,} characters, without NUL and halves of surrogate pairs"
+"""What texts may be, as problems say it."""
 MAX_LINE = 4 << 20
 MAX_COLUMNS = 10_000
 MAX_CELLS = 200_000_000

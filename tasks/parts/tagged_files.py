@@ -14,6 +14,7 @@ from tasks.parts.sentences import MAX_TOKENS, cut, starts_in
 from tasks.parts.splits import LINE
 from tasks.parts.tables import (
     MAX_CELLS,
+    STORABLE,
     Faults,
     check_mapping,
     is_unstorable,
@@ -155,9 +156,12 @@ def _read_columns(
             if not cells[0].replace("-", "").replace(".", "").isdigit():
                 faults.add(("line", number), "not the number of a token", cells[0], "1, 1-2 or 1.1")
             continue
-        if is_unstorable(token) or len(tokens) >= MAX_TOKENS:
+        if is_unstorable(token):
+            faults.add(("line", number), "not a token", short(token), STORABLE)
+            continue
+        if len(tokens) >= MAX_TOKENS:
             allowed = f"at most {MAX_TOKENS} tokens between blank lines"
-            faults.add(("line", number), "too long a sentence or token", None, allowed)
+            faults.add(("line", number), "too long a sentence", None, allowed)
             continue
         begun = begun if tokens else number
         tokens.append(token)
@@ -284,7 +288,7 @@ def _names(
 def _is_text(value: Any, line: int, name: str, faults: Faults) -> bool:
     if isinstance(value, str) and value and not is_unstorable(value):
         return True
-    faults.add(("line", line, name), "not a text", short(value), "a text")
+    faults.add(("line", line, name), "not a text", short(value), f"a text of {STORABLE}")
     return False
 
 
@@ -298,7 +302,8 @@ def _of_tokens(
             isinstance(v, str) and not is_unstorable(v) for v in value
         )
         if not sound:
-            faults.add(("line", line, names[role]), _NO_TEXTS, short(value), '["...", "..."]')
+            allowed = f'["...", "..."], each of {STORABLE}'
+            faults.add(("line", line, names[role]), _NO_TEXTS, short(value), allowed)
         elif len(value) > MAX_TOKENS:  # type: ignore[arg-type]
             allowed = f"at most {MAX_TOKENS}"
             faults.add(("line", line, names[role]), "too many tokens", len(value), allowed)  # type: ignore[arg-type]
@@ -319,7 +324,9 @@ def _of_spans(
 ) -> Example | None:
     text, spans = found.get(names["text"]), found.get(names["spans"])
     if not isinstance(text, str) or is_unstorable(text):
-        faults.add(("line", line, names["text"]), "not a text", short(text), "a text")
+        faults.add(
+            ("line", line, names["text"]), "not a text", short(text), f"a text of {STORABLE}"
+        )
         return None
     if not isinstance(spans, list):
         faults.add(("line", line, names["spans"]), "not a list", short(spans), "a list of spans")

@@ -94,6 +94,12 @@ def test_what_is_no_acceptable_image_is_refused(attack: Callable[[], bytes], mes
         assert problem.allowed is not None
 
 
+def test_of_an_image_too_large_to_open_no_limit_but_ours_is_told() -> None:
+    with pytest.raises(Invalid) as caught:
+        open_image(png_header(60_000, 60_000))
+    assert caught.value.problems[0].found == "3600000000 pixels"
+
+
 def test_a_file_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(noise())
     monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
