@@ -48,7 +48,7 @@ CASES = [
     ),
     Case(
         "nsmc", "nsmc_ko", "text-classification", "accuracy", 0.8374,
-        {}, (None, "bag-of-embeddings", "text-cnn", "gru"),
+        {}, (None, "bag-of-embeddings", "bag-of-ngrams", "text-cnn", "gru"),
     ),
     Case(
         "snips", "snips_en", "text-classification", "accuracy", 0.9843,

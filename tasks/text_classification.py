@@ -7,6 +7,7 @@ import polars as pl
 from pydantic import BaseModel, Field
 from torch import nn
 
+from models.bag_of_ngrams import BagOfNgrams
 from models.base import Architecture, Learner, Supervised, TextEncoder
 from models.parts.options import AUTO, Auto, OneOf
 from models.text_cnn import TextCNN
@@ -20,11 +21,11 @@ from tasks.parts.label_sets import (
     with_rarest,
 )
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.reading import LONG_TOKEN, TextTask
+from tasks.parts.reading import LONG_TOKEN, MAX_TOKENS, TextTask
 from tasks.parts.splits import LINE
 from tasks.parts.tables import TABLE_FORMATS, check_mapping, read_table
 from tasks.parts.texts import TextInput, check_present, check_text, choose_columns, measure
-from tasks.parts.vocabulary import Vocabulary
+from tasks.parts.vocabulary import Characters, Tokenizer, Vocabulary
 
 USUAL = {
     "text": ("text", "sentence", "review", "content", "document", "comment", "utterance", "query"),
@@ -108,7 +109,15 @@ class TextClassification(LabelTask, TextTask):
         return examples["text"].to_list()
 
     def choose_architecture(self, facts: Facts) -> Architecture:
-        return TextCNN()
+        # Runs of up to 4 characters, accuracy on test splits: 19,636 Korean reviews 0.827 to 0.831 with three seeds,
+        # a text CNN over pieces of words 0.823; 4,000 English requests 0.986 and 0.983, and 0.967 to 0.980. Longer
+        # texts would be cut. Nothing but short texts was measured.
+        short = facts.schema["characters"]["p98"] <= MAX_TOKENS
+        return BagOfNgrams(longest=4) if short else TextCNN()
+
+    def choose_tokenizer(self, facts: Facts) -> Tokenizer:
+        bag = isinstance(self.architecture, BagOfNgrams)
+        return Characters() if bag else super().choose_tokenizer(facts)
 
     def learn_codec(
         self,

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from models.bag_of_ngrams import BagOfNgrams, Ngrams, runs
 from models.base import SENTENCE_END
 from models.gru import GRU
 from models.hierarchical_attention import sentences
@@ -142,3 +143,31 @@ def test_a_transformer_reads_order_up_to_its_length(positions: str) -> None:
 def test_heads_that_do_not_share_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="not a multiple of 3 heads"):
         Transformer(heads=3)
+
+
+def test_runs_have_the_same_number_wherever_they_stand_and_no_other_run_has() -> None:
+    singles, pairs, triples = runs(torch.tensor([[5, 7, 5, 7, 6]]), 3)
+    assert singles[0, 0] == singles[0, 2]
+    assert pairs[0, 0] == pairs[0, 2]
+    found = torch.cat([singles, pairs, triples], 1).flatten().tolist()
+    assert [len(numbers[0]) for numbers in (singles, pairs, triples)] == [5, 4, 3]
+    assert len(set(found)) == len({5, 7, 6}) + len({57, 75, 76}) + len({575, 757, 576})
+
+
+def test_a_bag_of_ngrams_is_the_sum_of_its_vectors_over_the_root_of_their_number() -> None:
+    torch.manual_seed(0)
+    bag = Ngrams(BagOfNgrams(longest=2, buckets=4096, width=3)).eval()
+    tokens = torch.tensor([[5, 7, 9, 0], [4, 0, 0, 0], [5, 7, 9, 4]])
+    vectors = [bag.embedding.weight[run[0] % 4096] for run in runs(tokens[:1, :3], 2)]
+    found = bag(tokens, torch.tensor([3, 1, 4]))
+    torch.testing.assert_close(found[0], torch.cat(vectors).sum(0) / 5**0.5)
+    torch.testing.assert_close(found[1], bag(tokens[1:2, :1], torch.tensor([1]))[0])
+
+
+def test_the_order_of_tokens_matters_to_a_bag_of_ngrams_as_far_as_its_runs_reach() -> None:
+    torch.manual_seed(0)
+    texts, lengths = torch.tensor([[4, 5, 6], [6, 5, 4]]), torch.tensor([3, 3])
+    one, other = Ngrams(BagOfNgrams(longest=1))(texts, lengths)
+    torch.testing.assert_close(one, other)
+    one, other = Ngrams(BagOfNgrams(longest=2))(texts, lengths)
+    assert not torch.allclose(one, other)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bag_of_embeddings import BagOfEmbeddings
+from models.bag_of_ngrams import BagOfNgrams
 from models.base import PADDING, SENTENCE_END, UNKNOWN
+from models.text_cnn import TextCNN
 from tasks.base import Checked, DatasetOptions, Facts, Upload
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.vocabulary import (
@@ -186,6 +188,25 @@ def test_what_is_left_open_is_chosen_by_the_lengths(tokenizer: Tokenizer, tmp_pa
     words = task.learn_codec(data.splits["train"].lazy(), data.schema).vocabulary
     longest = max(map(len, words.ids(data.splits["train"]["text"])))
     assert 1 < longest <= task.max_length <= 512
+
+
+def test_short_texts_are_runs_of_characters_and_long_ones_pieces_of_words(tmp_path: Path) -> None:
+    data = check(tmp_path, "text,label\n" + "one two three four,a\nfive six,b\n" * 10)
+    short = TextClassification().resolve(Facts(data.schema, data.report["examples"]))
+    assert isinstance(short.architecture, BagOfNgrams)
+    assert isinstance(short.tokenizer, Characters)
+    measured = {**data.schema, "characters": {"median": 400, "p98": 513, "most": 600}}
+    long = TextClassification().resolve(Facts(measured, data.report["examples"]))
+    assert isinstance(long.architecture, TextCNN)
+    assert isinstance(long.tokenizer, BytePairs)
+
+
+def test_a_bag_of_ngrams_takes_the_tokenizer_that_is_asked_for(tmp_path: Path) -> None:
+    data = check(tmp_path, "text,label\n" + "one two three four,a\nfive six,b\n" * 10)
+    asked = TextClassification(tokenizer=Words())
+    task = asked.resolve(Facts(data.schema, data.report["examples"]))
+    assert isinstance(task.architecture, BagOfNgrams)
+    assert task.tokenizer == Words()
 
 
 @pytest.fixture(scope="module")
