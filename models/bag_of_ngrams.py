@@ -48,8 +48,7 @@ class Ngrams(Backbone):
         super().__init__()
         self.longest = options.longest
         self.embedding = nn.EmbeddingBag(options.buckets, options.width, mode="sum")
-        # Runs never met must say next to nothing: with 0.1 instead, as single tokens begin with, accuracy on
-        # the validation split of 20,000 Korean reviews is 0.830 instead of 0.839.
+        # Runs never met must say next to nothing, so they do not begin as single tokens do elsewhere.
         nn.init.normal_(self.embedding.weight, std=_SCALE)
         self.dropout = nn.Dropout(options.dropout)
         self.width = options.width
