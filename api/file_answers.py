@@ -31,9 +31,12 @@ def check(inputs: Sequence[Any]) -> None:
 
 
 def answer(prediction: Any, field: str, task: Task) -> Response:
-    """The response whose body is the file in that field of a prediction."""
-    kind = _written(files_of(task.prediction_type)[field])
-    return Response(getattr(prediction, field), media_type=kind)
+    """The response whose body is the file in that field of a prediction. Raises Invalid where it is empty."""
+    kind, content = _written(files_of(task.prediction_type)[field]), getattr(prediction, field)
+    if not content:
+        allowed = "a parameter that asks for it, or application/json"
+        raise Invalid(Problem(("header", "Accept"), f"no {field} was made", kind, allowed))
+    return Response(content, media_type=kind)
 
 
 def _written(holds: str) -> str:

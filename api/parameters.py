@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api import faults
-from tasks.base import Task
+from tasks.base import Task, files_of
 
 
 def of_task(task: Task, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,4 +18,14 @@ def spread(task: Task, inputs: list[Any], parameters: Mapping[str, Any]) -> list
     if not parameters:
         return inputs
     faults.read(task.parameters_type, parameters, ("parameters",))
-    return [{**parameters, **value} if isinstance(value, dict) else value for value in inputs]
+    file = next(iter(files_of(task.input_type)), None)
+    return [_with(parameters, value, file) for value in inputs]
+
+
+def _with(parameters: Mapping[str, Any], value: Any, file: str | None) -> Any:
+    """An input that says how it is to be read; `file` is the field of what may stand alone."""
+    if isinstance(value, dict):
+        return {**parameters, **value}
+    if file is not None and isinstance(value, bytes | str):
+        return {**parameters, file: value}
+    return value

@@ -74,6 +74,7 @@ CASES = [
     ),
     Case("sign-clips", "sign_digit_clips", "video-classification", "accuracy", 0.70),
     Case("raccoons", "raccoon_coco", "object-detection", "ap50", 0.478),
+    Case("sprites", "sprites_mot", "object-tracking", "mota", 0.864),
     Case("camvid", "camvid11", "semantic-segmentation", "miou", 0.285),
     Case("nuclei", "nuclei_dsb2018_coco", "instance-segmentation", "ap50", 0.586),
     Case("litbank-coref", "litbank_en", "coreference", "conll_f1", 0.703),
@@ -163,7 +164,8 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
                 if path.stem.startswith(case.prefix)
                 and (split := named.get(path.stem.removeprefix(case.prefix))) is not None
             }
-            if (folder / "corpus.jsonl").exists() or (folder / "audio").is_dir():
+            in_one = (folder / "corpus.jsonl").exists() or (folder / "audio").is_dir()
+            if in_one or case.task == "object-tracking":
                 files = {"file": Path(make_archive(str(made / case.name), "zip", folder))}
             if (series := folder / "series.csv").exists():
                 files = _cut(series, case, made) if case.cuts else {"file": series}

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.base import Architecture, Learner
 from models.parts.options import AUTO, Option, Plain
 from tasks.parts.columns import Columns
-from tasks.parts.examples import pieces
+from tasks.parts.examples import FIRST, pieces
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import SPLIT, SplitOptions, overlap, split
 
@@ -86,6 +86,9 @@ class Codec(Plain, ABC):
     column statistics); they travel as JSON beside the weights.
     """
 
+    first_piece: ClassVar[int] = FIRST
+    """Examples that are encoded first, before it is known how large they are."""
+
     @abstractmethod
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
         """The columns of a split's examples; without targets, of inputs only.
@@ -153,7 +156,7 @@ class Codec(Plain, ABC):
         Raises Invalid, which counts rows from the start of the split.
         """
         before = 0
-        for piece in pieces(examples):
+        for piece in pieces(examples, self.first_piece):
             try:
                 yield self.encode(piece)
             except Invalid as error:

@@ -317,6 +317,36 @@ def tiles(path: Path, examples: int) -> None:
         archive.writestr("annotations.json", json.dumps(whole))
 
 
+def drift(path: Path, sequences: int) -> None:
+    """Small sequences as the MOTChallenge has them: a red tile or a blue one, or both, that go down or up."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(sequences):
+            tiles = [
+                (
+                    kind,
+                    *draw.integers(5, 8, 2),
+                    8 * kind + draw.integers(0, 2),
+                    draw.integers(0, 10),
+                )
+                for kind in [(0,), (1,), (0, 1)][number % 3]
+            ]
+            lines = []
+            for place in range(2):
+                pixels = draw.integers(0, 40, (16, 16, 3), dtype=np.uint8)
+                for kind, width, height, left, begin in tiles:
+                    top = begin + (place if begin < 5 else -place)
+                    pixels[top : top + height, left : left + width, 2 * kind] = 250
+                    lines.append(
+                        f"{place + 1},{kind + 1},{left},{top},{width},{height},1,{kind + 1},1"
+                    )
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                archive.writestr(f"{number:03}/img1/{place + 1:06}.png", file.getvalue())
+            archive.writestr(f"{number:03}/gt/gt.txt", "\n".join(lines))
+        archive.writestr("classes.txt", "red\nblue\n")
+
+
 def skies(path: Path, examples: int) -> None:
     """Folders of tiny pictures: light above and dark below, or the other way round, at some height."""
     draw = np.random.default_rng(SEED)
@@ -399,6 +429,7 @@ _TOYS = {
     "morphological-segmentation": Toy("inflections.tsv", inflections, 0.6),
     "coreference": Toy("meetings.jsonl", meetings, 0.9),
     "object-detection": Toy("tiles.zip", tiles, 0.2, examples=80, epochs=16),
+    "object-tracking": Toy("drift.zip", drift, 0.15, examples=30, epochs=54),
     "image-generation": Toy("skies.zip", skies, 1.8, epochs=20),
     "instance-segmentation": Toy("coins.zip", coins, 0.4, epochs=20),
     "semantic-segmentation": Toy("fields.zip", fields, 0.7, epochs=20),

@@ -6,12 +6,12 @@ import polars as pl
 
 PIECE_BYTES = 64 << 20
 """Memory that one piece takes, about."""
-_FIRST, _GROWTH = 16, 64
+FIRST, _GROWTH = 16, 64
 
 
-def pieces(examples: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    """All examples in their order, some at a time; one empty piece when there are none."""
-    start, rows = 0, _FIRST
+def pieces(examples: pl.LazyFrame, first: int = FIRST) -> Iterator[pl.DataFrame]:
+    """All examples in their order, some at a time, `first` to begin with; one empty piece when there are none."""
+    start, rows = 0, first
     while True:
         piece = examples.slice(start, rows).collect()
         if start == 0 or piece.height:

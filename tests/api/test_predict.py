@@ -491,3 +491,24 @@ def test_a_crowd_beyond_the_queue_is_told_to_come_again(
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers["Retry-After"] == "1"
     assert refused.json()["type"].endswith(":busy")
+
+
+def test_objects_are_followed_through_a_clip_and_a_film_of_them_may_be_the_answer(
+    world: World, api: TestClient
+) -> None:
+    world.publish("drift", untrained("object-tracking"))
+    clip = walk(np.random.default_rng(0), right=True)
+    path, headers = "/v1/models/drift/predict", {"Content-Type": "video/mp4"}
+    plain = api.post(path, content=clip, headers=headers)
+    assert plain.status_code == 200, plain.text
+    [prediction] = plain.json()["predictions"]
+    assert (len(prediction["frames"]), prediction["video"]) == (6, "")
+    asked = f"{path}?annotated=true"
+    inside = api.post(asked, content=clip, headers=headers).json()["predictions"][0]["video"]
+    film = api.post(asked, content=clip, headers=headers | {"Accept": "video/mp4"})
+    assert (film.status_code, film.headers["content-type"]) == (200, "video/mp4")
+    assert film.content == base64.b64decode(inside)
+    assert film.content[4:8] == b"ftyp"
+    empty = api.post(path, content=clip, headers=headers | {"Accept": "video/mp4"})
+    assert empty.status_code == 422
+    assert empty.json()["errors"][0]["msg"] == "no video was made"
