@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import make_archive
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 from bench._service import service
 from cli.client import Client
@@ -87,6 +88,8 @@ CASES = [
         {"column_mapping": {"target": "OT"}}, cuts=(8640, 11_520, 14_400),
     ),
     Case("digit-strings", "fsdd_digit_strings", "speech-recognition", "wer", 0.172),
+    # That of photos left as they are.
+    Case("paintings", "neural_style_inputs", "style-transfer", "loss_ratio", 1.0),
     Case("cranfield", "cranfield_en", "search", "ndcg_at_10", 0.374),
     *(
         Case(
@@ -169,8 +172,31 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
                 files = {"file": Path(make_archive(str(made / case.name), "zip", folder))}
             if (series := folder / "series.csv").exists():
                 files = _cut(series, case, made) if case.cuts else {"file": series}
+            if case.task == "style-transfer":
+                files = _with_photos(folder / "images.zip", data, made)
             found.append((case, files))
     return found
+
+
+def _with_photos(styles: Path, data: Path, made: Path) -> dict[str, Path]:
+    """Styles with photos of another folder to learn from, and more photos to measure by."""
+    photos = next(data.rglob("bsds500_images"))
+    train = made / "styles.zip"
+    with (
+        ZipFile(train, "w") as whole,
+        ZipFile(styles) as some,
+        ZipFile(photos / "train.zip") as many,
+    ):
+        for name in some.namelist():
+            if name.startswith("style/"):
+                whole.writestr(name, some.read(name))
+        for name in many.namelist():
+            whole.writestr(f"content/{Path(name).name}", many.read(name))
+    return {
+        "train": train,
+        "validation": photos / "valid.zip",
+        "test": photos / "test.zip",
+    }
 
 
 def _cut(series: Path, case: Case, made: Path) -> dict[str, Path]:

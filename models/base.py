@@ -359,6 +359,14 @@ class ImageTranslator(Architecture):
         """Images (B, channels, H, W) around 0 to features (B, width, H, W), whatever H and W are."""
 
 
+class StyleNetwork(Architecture):
+    """Learns to paint an image in a style that numbers tell."""
+
+    @abstractmethod
+    def build(self, channels: int, numbers: int) -> Backbone:
+        """Images (B, channels, H, W) around 0 and styles (B, numbers) to features (B, width, H, W), of any size."""
+
+
 class TextEncoder(Architecture):
     """Learns one vector per text."""
 

@@ -183,6 +183,8 @@ class Task(Option):
     codec_type: ClassVar[type[Codec]]
     options_type: ClassVar[type[DatasetOptions]] = DatasetOptions
     objective: ClassVar[Objective]
+    bases: ClassVar[tuple[type[Architecture], ...]] = ()
+    """Families, besides that of its architecture, whose models it can start from."""
     of_base: ClassVar[tuple[str, ...]] = ("architecture",)
     """Fields that a base decides: its weights or its codec would not fit any other value."""
     formats: ClassVar[Mapping[str, str]]

@@ -90,14 +90,14 @@ def _on_base(task: Task, base: Task) -> Task:
                 sorted(name for name, a in architectures().items() if a.has_backbone),
             )
         )
-    family = family_of(type(task))
-    if not isinstance(base.architecture, family):
+    families = (family_of(type(task)), *task.bases)
+    if not isinstance(base.architecture, families):
         raise Invalid(
             Problem(
                 ("base",),
                 f"its architecture cannot learn {task.name}",
                 base.architecture.name,
-                sorted(architectures(family)),
+                sorted(name for family in families for name in architectures(family)),
             )
         )
     return task.on_base(base)

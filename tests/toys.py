@@ -415,6 +415,26 @@ def tones(path: Path, examples: int) -> None:
         archive.writestr("manifest.jsonl", "\n".join(lines))
 
 
+def paints(path: Path, examples: int) -> None:
+    """Smooth grey photos, and two styles of stripes: red ones that stand, and blue ones that lie."""
+    draw = np.random.default_rng(SEED)
+    with zipfile.ZipFile(path, "w") as archive:
+
+        def add(name: str, pixels: NDArray[np.float64]) -> None:
+            file = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+            archive.writestr(name, file.getvalue())
+
+        stripes = np.where(np.arange(24) // 3 % 2, 230.0, 60.0)[:, None] * np.ones(24)
+        dark = np.full((24, 24), 30.0)
+        add("style/stand.png", np.stack([stripes.T, dark, dark], 2))
+        add("style/lie.png", np.stack([dark, dark, stripes], 2))
+        for number in range(examples):
+            slope = np.linspace(0, draw.uniform(60, 160), 16)
+            grey = draw.uniform(40, 120) + slope[:, None] * draw.uniform(0, 1, 16)
+            add(f"content/{number}.png", np.stack([grey, grey, grey], 2))
+
+
 _TOYS = {
     "tabular-classification": Toy("flowers.csv", flowers, 0.9, examples=480, epochs=30),
     "tabular-regression": Toy("prices.csv", prices, 30_000, examples=480, epochs=60),
@@ -436,6 +456,7 @@ _TOYS = {
     "text-generation": Toy("sayings.csv", sayings, 1.3),
     "series-forecast": Toy("tides.csv", tides, 0.85, examples=160, epochs=25),
     "series-classification": Toy("beats.jsonl", beats, 0.9),
+    "style-transfer": Toy("paints.zip", paints, 0.75, examples=60, epochs=10),
     "image-to-image": Toy("flags.zip", flags, 20.9, epochs=16),
     "speech-recognition": Toy("tones.zip", tones, 0.4, examples=240, epochs=30),
 }

@@ -30,6 +30,7 @@ from tasks.parts.label_sets import LabelsPrediction
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.masks import decode_mask, encode_mask
 from tasks.parts.problems import Invalid, Problem
+from tasks.parts.styled import StylePrediction
 from tasks.parts.tags import TagsPrediction
 from tasks.semantic_segmentation import MaskPrediction
 from tasks.speech_recognition import SpeechPrediction
@@ -252,6 +253,7 @@ SHAPES: dict[type[BaseModel], Shape] = {
     Generated: Shape(TextParameters, _text, attrgetter("text")),
     ImagePrediction: Shape(Parameterless, _image, attrgetter("image")),
     SpeechPrediction: Shape(Parameterless, _heard, attrgetter("text")),
+    StylePrediction: Shape(Parameterless, _image, attrgetter("image")),
 }
 
 

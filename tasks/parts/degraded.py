@@ -7,30 +7,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from models.parts.options import OneOf
-from tasks.base import Codec
 from tasks.parts.columns import Columns, Dense
 from tasks.parts.degradations import Colorization, Degradation, Inpainting, Paired
 from tasks.parts.images import (
-    ImagePrediction,
     Pixels,
     black,
     each,
-    encode_png,
     pixels_of,
     read_image,
     see_through,
 )
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.restoring import HEADER
 from tasks.parts.tiles import TILE, tiled_all, tiles_of
+from tasks.parts.whole_images import MOST_PIXELS, WholeImageCodec, refuse_large
 
-MOST_PIXELS = 1 << 22
-"""Of an answer, and of all answers that are computed together."""
-MOST_PIXELS_SENT = 1 << 26
-"""Of all inputs of a request."""
 _BLANK = 16
 
 
@@ -41,7 +33,7 @@ class Picture(NamedTuple):
     grey: bool
 
 
-class ImageToImageCodec(Codec):
+class ImageToImageCodec(WholeImageCodec):
     """Images as tiles of bytes beside their sizes, degraded here where they were uploaded as they should be."""
 
     degradation: OneOf[Degradation]
@@ -97,7 +89,7 @@ class ImageToImageCodec(Codec):
         data = read_image(given if isinstance(value, Mapping) else value)
         read = 1 if isinstance(self.degradation, Colorization) else self.channels
         pixels = pixels_of(data, read)
-        self._refuse_large(pixels)
+        refuse_large(pixels, MOST_PIXELS // self.degradation.enlargement**2)
         grey = _is_grey(pixels)
         if isinstance(self.degradation, Inpainting):
             return Picture(_pierced(pixels, _holes(data, mask, pixels.shape[1:])), grey)
@@ -106,33 +98,8 @@ class ImageToImageCodec(Codec):
             raise Invalid(Problem(("mask",), "means nothing here", self.degradation.name, allowed))
         return Picture(pixels, grey)
 
-    def _refuse_large(self, pixels: Pixels) -> None:
-        height, width = pixels.shape[1:]
-        most = MOST_PIXELS // self.degradation.enlargement**2
-        if height * width > most:
-            found = f"{width} x {height}"
-            raise Invalid(
-                Problem(("image",), "the image is too large", found, f"at most {most:,} pixels")
-            )
-
-    def read_inputs(self, values: Sequence[Any]) -> list[Any]:
-        # One by one, so that a small request never unfolds to more than memory holds.
-        found, problems, pixels = [], [], 0
-        for place, value in enumerate(values):
-            try:
-                picture = self.read_input(value)
-            except Invalid as error:
-                problems += [p._replace(loc=("inputs", place, *p.loc)) for p in error.problems]
-                continue
-            pixels += picture.pixels[0].size
-            if pixels > MOST_PIXELS_SENT:
-                allowed = f"at most {MOST_PIXELS_SENT:,} in all images of a request"
-                raise Invalid(Problem(("inputs", place), "too many pixels", pixels, allowed))
-            if not problems:
-                found.append(picture)
-        if problems:
-            raise Invalid(*problems)
-        return found
+    def pixels_in(self, given: Picture) -> int:
+        return int(given.pixels[0].size)
 
     def blank(self) -> Any:
         image = black(_BLANK)
@@ -152,22 +119,11 @@ class ImageToImageCodec(Codec):
         sizes = [(*picture.pixels.shape[1:], int(picture.grey)) for picture in inputs]
         return Columns((tiles, Dense(torch.tensor(sizes, dtype=torch.int64).view(-1, 3))))
 
-    def decode(self, outputs: Tensor) -> list[ImagePrediction]:
-        return [ImagePrediction(image=encode_png(_unpacked(output))) for output in outputs]
-
 
 def middle(pixels: Pixels, height: int, width: int) -> Pixels:
     """The middle (C, height, width) of an image."""
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     return np.ascontiguousarray(pixels[:, top : top + height, left : left + width])
-
-
-def _unpacked(output: Tensor) -> Pixels:
-    """The pixels of an answer behind their channels, height and width."""
-    channels, height, width = map(int, output[:HEADER].tolist())
-    pixels = output[HEADER : HEADER + channels * height * width]
-    found: Pixels = pixels.view(channels, height, width).byte().numpy()
-    return found
 
 
 def _is_grey(pixels: Pixels) -> bool:

@@ -241,6 +241,20 @@ def pixels_of(data: bytes, channels: int) -> Pixels:
     return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
 
 
+def reduced_pixels(data: bytes, longest: int) -> Pixels:
+    """Pixels (3, height, width) of an encoded image, made smaller so that no side is longer. Raises Invalid."""
+    image = _in_mode(open_image(data), "RGB")
+    if max(image.size) > longest:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def reduced(data: bytes, longest: int) -> bytes:
+    """The file, or a PNG of the same made smaller if a side is longer. Raises Invalid like `open_image`."""
+    image = open_image(data)
+    return encode_png(reduced_pixels(data, longest)) if max(image.size) > longest else data
+
+
 def see_through(data: bytes) -> Pixels | None:
     """How far each place of a sound image shows what lies behind it (height, width), 255 for all; None: none does."""
     with _lazily(data) as image:

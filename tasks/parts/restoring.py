@@ -10,14 +10,13 @@ from models.base import Backbone, Batch, Supervised
 from models.parts.precision import autocast
 from tasks.parts.degradations import Degradation
 from tasks.parts.tiles import cut, whole
+from tasks.parts.whole_images import packed
 
 SQUARE, MARGIN = 512, 64
 """Sides in pixels of the squares that large images are computed in, and how far each sees beyond itself.
 
 Multiples of what any network folds or halves: its places are the same ones in every square.
 """
-HEADER = 3
-"""Numbers in front of the pixels of an answer: its channels, height and width."""
 
 
 class Head(nn.Module):
@@ -102,15 +101,13 @@ class Restorer(Supervised):
             self._answer(parts, int(height), int(width), grey=bool(grey))
             for parts, (height, width, grey) in zip(tiles, sizes.tolist(), strict=True)
         ]
-        longest = max(map(len, answers))
-        return torch.stack([F.pad(answer, (0, longest - len(answer))) for answer in answers])
+        return packed(answers)
 
     def _answer(self, tiles: Tensor, height: int, width: int, *, grey: bool) -> Tensor:
         image = self.restore(whole(tiles, height, width))
         if grey and self.degradation.keeps_grey:
             image = image.mean(0, keepdim=True)
-        pixels = (image * 255).round().clamp(0, 255)
-        return torch.cat([pixels.new_tensor(pixels.shape), pixels.flatten()])
+        return image
 
     def restore(self, spoiled: Tensor, square: int = SQUARE, margin: int = MARGIN) -> Tensor:
         """The answer (C, H, W) for degraded pixels (read, h, w), computed in squares of bounded size."""

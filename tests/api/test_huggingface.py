@@ -97,6 +97,7 @@ def served(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         world.publish("tiles", untrained("object-detection"))
         world.publish("clean", untrained("image-to-image"))
         world.publish("calls", untrained("speech-recognition"))
+        world.publish("painter", untrained("style-transfer"))
         later = world.start("later").id
         with processes.api(folder, url) as service:
             yield Served(service.url, service.key, later)
@@ -234,16 +235,17 @@ def test_objects_of_an_image_have_boxes_in_whole_pixels(served: Served) -> None:
     )
 
 
-def test_an_image_gets_an_image(served: Served) -> None:
+@pytest.mark.parametrize("model", ["clean", "painter"])
+def test_an_image_gets_an_image(served: Served, model: str) -> None:
     sent = picture("red")
-    [expected] = natively(served, "clean", [encoded(sent)])
-    found = hub(served, "clean").image_to_image(sent)
+    [expected] = natively(served, model, [encoded(sent)])
+    found = hub(served, model).image_to_image(sent)
     shown = Image.open(BytesIO(base64.b64decode(expected["image"])))
     assert (found.size, found.tobytes()) == (shown.size, shown.tobytes())
-    answer = served.post("/hf/models/clean", json={"inputs": [encoded(sent)] * 2})
+    answer = served.post(f"/hf/models/{model}", json={"inputs": [encoded(sent)] * 2})
     assert answer.json() == [expected["image"]] * 2
     with pytest.raises(HfHubHTTPError, match="prompt"):
-        hub(served, "clean").image_to_image(sent, prompt="a cat")
+        hub(served, model).image_to_image(sent, prompt="a cat")
 
 
 def test_a_sound_gets_its_text_and_the_times_of_its_words(served: Served) -> None:

@@ -16,6 +16,7 @@ from models.base import (
     Learner,
     SequenceEncoder,
     SequenceToSequence,
+    StyleNetwork,
     Supervised,
     TableLearner,
     Target,
@@ -34,12 +35,14 @@ FAMILIES: tuple[type[Architecture], ...] = (
     SequenceToSequence,
     ImageGenerator,
     SequenceEncoder,
+    StyleNetwork,
 )
 CARDINALITIES = [3, 5]
 VOCABULARY, MAX_LENGTH = 20, 32
 IMAGE = (3, 12, 10)
 SIDE = 8
 FEATURES = 4
+STYLE = 6
 
 
 def shipped() -> list[type[Architecture]]:
@@ -64,6 +67,9 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
     if isinstance(architecture, ImageTranslator):
         translated = architecture.build(IMAGE[0])
         return Supervised(translated, pooled_head(translated, classes), criterion)
+    if isinstance(architecture, StyleNetwork):
+        painted = architecture.build(IMAGE[0], STYLE)
+        return Supervised(painted, pooled_head(painted, classes), criterion)
     if isinstance(architecture, SequenceToSequence):
         return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
     if isinstance(architecture, ImageGenerator):
@@ -91,6 +97,7 @@ def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batc
         SequenceToSequence: pairs,
         ImageGenerator: made_images,
         SequenceEncoder: vectors,
+        StyleNetwork: styled_images,
     }
     return makers[family(architecture)](count, random)
 
@@ -113,6 +120,14 @@ def images(count: int, random: torch.Generator) -> Batch:
     pictures[classes == 0, :, :half] += 2
     pictures[classes == 1, :, half:] -= 2
     return Batch((pictures,), (classes,))
+
+
+def styled_images(count: int, random: torch.Generator) -> Batch:
+    """The class is the sign of the style's first number."""
+    classes = torch.randint(2, (count,), generator=random)
+    styles = torch.randn(count, STYLE, generator=random)
+    styles[:, 0] = 4.0 * classes - 2
+    return Batch((torch.randn(count, *IMAGE, generator=random), styles), (classes,))
 
 
 def texts(count: int, random: torch.Generator) -> Batch:

@@ -14,7 +14,7 @@ from PIL import Image
 from models.autoencoder import Autoencoder
 from models.edsr import EDSR
 from models.unet import UNet
-from tasks.parts import degraded
+from tasks.parts import degraded, whole_images
 from tasks.parts.degradations import (
     Colorization,
     Degradation,
@@ -192,7 +192,7 @@ def test_an_input_that_cannot_be_read_is_named(
 
 def test_images_beyond_what_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(degraded, "MOST_PIXELS", 4 * 24 * 32)
-    monkeypatch.setattr(degraded, "MOST_PIXELS_SENT", 2 * 24 * 32)
+    monkeypatch.setattr(whole_images, "MOST_PIXELS_SENT", 2 * 24 * 32)
     codec = codec_of(SuperResolution())
     assert len(codec.read_inputs([png(noise(1))] * 2)) == 2
     with pytest.raises(Invalid, match="too many pixels"):

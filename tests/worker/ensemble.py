@@ -55,13 +55,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "a weight without a gradient": {},
     "early stopping": {"training": {"epochs": 60, "early_stopping": {"patience": 2}}},
 }
+DRAWN = {"search", "image-generation", "style-transfer"}
 PAIRS = [
     f"{name}/{architecture}"
     for name, architecture in every_task_and_architecture()
-    if catalog.architectures()[architecture].spreads and name not in ("search", "image-generation")
+    if catalog.architectures()[architecture].spreads and name not in DRAWN
 ]
 """A search learns from the other examples of a batch, and they are others where it is cut. What learns to make images
-does so from noise that is drawn, by each process for itself."""
+does so from noise that is drawn, and what learns to paint in styles that are, by each process for itself."""
 
 CASES = [*PAIRS, *SPECIAL]
 
