@@ -33,6 +33,7 @@ from api.routes import (
     open_inference,
     openai,
     predict,
+    sweeps,
     webhooks,
 )
 from api.serving.engine import Serving
@@ -44,7 +45,8 @@ from store import keys, migrate, projects
 from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
-_OTHERS = catalog, datasets, jobs, feeds, checkpoints, artifacts, batches, models, webhooks, admin
+_JOBS = jobs, feeds, checkpoints, artifacts, sweeps, batches
+_OTHERS = catalog, datasets, *_JOBS, models, webhooks, admin
 PREDICTING = (
     predict.router,
     huggingface.router,

@@ -44,6 +44,7 @@ TAGS = [
     {"name": "catalog", "description": "What can be learned, and what learns it."},
     {"name": "datasets", "description": "Upload data; it is checked, split and kept."},
     {"name": "jobs", "description": "Train: submit, watch, steer."},
+    {"name": "sweeps", "description": "Search for the best hyperparameters by many trainings."},
     {"name": "models", "description": "Predict with what was trained; versions and aliases."},
     {
         "name": "hugging face",

@@ -57,9 +57,9 @@ def _of_body(fault: Any, loc: Sequence[str | int], body: Any, schema: Schema) ->
     problem = _problem(fault, way)
     if fault["type"] == "union_tag_not_found":
         options = schema.at(way, body).names()
-        return Problem((*way, "name"), "is missing", None, options or None)
+        return Problem((*way, _tag(fault)), "is missing", None, options or None)
     if fault["type"] == "union_tag_invalid":
-        return problem._replace(loc=(*way, "name"), found=fault["ctx"]["tag"])
+        return problem._replace(loc=(*way, _tag(fault)), found=fault["ctx"]["tag"])
     if fault["type"] == "extra_forbidden":
         fields = schema.at(way[:-1], body).fields(_inside(body, way[:-1]))
         return Problem(way, _unknown_field(str(way[-1]), fields), fault["input"], fields or None)
@@ -72,12 +72,17 @@ def _as_written(loc: Sequence[str | int], body: Any) -> Way:
     for step in loc:
         if holds(body, step):
             body = body[step]
-        elif isinstance(body, dict) and step != body.get("name"):
+        elif isinstance(body, dict) and step not in (body.get("name"), body.get("type")):
             body = None  # a field that is missing
         else:
             continue
         way.append(step)
     return tuple(way)
+
+
+def _tag(fault: Any) -> str:
+    """The field that tells options apart: `name`, or `type` of what has no name."""
+    return str(fault["ctx"]["discriminator"]).strip("'")
 
 
 def _inside(body: Any, way: Way) -> Any:

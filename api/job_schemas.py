@@ -181,6 +181,15 @@ class FailureOut(BaseModel):
     traceback: str | None = Field(None, description="Where in the code it happened.")
 
 
+class TrialOf(BaseModel):
+    """What a job is to a sweep."""
+
+    sweep: str = Field(description="The sweep's id.")
+    number: int = Field(description="Its number among the trials, from 0.")
+    parameters: dict[str, Any] = Field(description="What the sweep chose, by path in the request.")
+    pruned: bool = Field(description="Whether the sweep stopped it early.")
+
+
 class JobOut(BaseModel):
     """A job as it is now."""
 
@@ -211,6 +220,9 @@ class JobOut(BaseModel):
     base: str | None = Field(description="The model it started from.")
     base_checkpoint: str | None = Field(description="The checkpoint it started from.")
     parent: str | None = Field(description="The job it repeats, changes or continues.")
+    trial: TrialOf | None = Field(
+        None, description="What it is to a sweep, if it is a trial of one."
+    )
     error: FailureOut | None = Field(description="Why it failed.")
     attempts: int = Field(description="Times it was tried since it last made progress.")
     queue: str = Field(description="The queue it is in.")
@@ -245,6 +257,7 @@ def job_out(job: Job) -> JobOut:
         base=job.base["ref"] if job.base else None,
         base_checkpoint=job.base_checkpoint_id,
         parent=job.parent_id,
+        trial=_trial_of(job),
         error=job.error,
         attempts=job.attempt,
         queue=job.queue,
@@ -258,6 +271,13 @@ def job_out(job: Job) -> JobOut:
         started_at=job.started_at,
         finished_at=job.finished_at,
     )
+
+
+def _trial_of(job: Job) -> TrialOf | None:
+    if job.sweep_id is None or job.trial is None:
+        return None
+    chosen = job.parameters or {}
+    return TrialOf(sweep=job.sweep_id, number=job.trial, parameters=chosen, pruned=job.pruned)
 
 
 def job_in_detail(session: Session, job: Job) -> JobOut:

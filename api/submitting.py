@@ -31,12 +31,8 @@ def submit(
 
     `webhook_private`: whether its webhook may be at a private address.
     """
-    dataset = datasets.get(session, project_id, asked.dataset)
-    if dataset.status != "ready":
-        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
-    base = models.resolve(session, project_id, asked.base) if asked.base is not None else None
-    spec = _resolve(dataset, asked, base)
-    _check_resources(asked.resources, spec)
+    dataset, base = chosen_sources(session, project_id, asked)
+    spec = chosen_spec(dataset, asked, base)
     return jobs.create(
         session,
         project_id,
@@ -124,10 +120,24 @@ def _another(before: Any, option: Any) -> bool:
     return "name" in option and option["name"] != before.get("name", option["name"])
 
 
-def _resolve(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
+def chosen_sources(
+    session: Session, project_id: str, asked: JobCreate
+) -> tuple[Dataset, Resolved | None]:
+    """The data set to learn from, and the base. Raises NotFound, and Conflict for one that is not ready."""
+    dataset = datasets.get(session, project_id, asked.dataset)
+    if dataset.status != "ready":
+        raise Conflict(f"Dataset {dataset.id} is {dataset.status}; only a ready one can be used.")
+    base = models.resolve(session, project_id, asked.base) if asked.base is not None else None
+    return dataset, base
+
+
+def chosen_spec(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
+    """What the request comes to. Raises Invalid."""
     facts = Facts(dataset.schema, dataset.splits)
     base_task = read_spec(base.checkpoint.spec).task if base else None
-    return resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
+    spec = resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
+    _check_resources(asked.resources, spec)
+    return spec
 
 
 def _check_resources(asked: Resources, spec: Spec) -> None:

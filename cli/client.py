@@ -44,6 +44,13 @@ class Client:
     def job(self, job_id: str) -> Answer:
         return self.call("GET", f"/v1/jobs/{job_id}")
 
+    def sweep(self, dataset: str, space: Mapping[str, Any], **request: Any) -> Answer:
+        """Search `space` by many jobs; the rest of the request is what they have in common."""
+        return self.call("POST", "/v1/sweeps", json={"dataset": dataset, "space": space, **request})
+
+    def sweep_of(self, sweep_id: str) -> Answer:
+        return self.call("GET", f"/v1/sweeps/{sweep_id}")
+
     def curves(self, job_id: str, points: int = 200) -> dict[str, Any]:
         found = self.call("GET", f"/v1/jobs/{job_id}/metrics", params={"points": points})
         curves: dict[str, Any] = found["curves"]

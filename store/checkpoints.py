@@ -7,7 +7,7 @@ from store import events, ids, leases
 from store.columns import Object
 from store.errors import NotFound
 from store.session import now
-from store.tables import TERMINAL, Checkpoint, Job, ModelVersion
+from store.tables import TERMINAL, Checkpoint, Job, ModelVersion, Sweep
 
 
 def publish(
@@ -112,7 +112,7 @@ def hold(session: Session, project_id: str, checkpoint_id: str) -> Checkpoint:
 
 
 def discard(session: Session, those: ColumnElement[bool]) -> None:
-    """Delete `those` checkpoints, and ones without a job, unless a model or unfinished job needs them."""
+    """Delete `those` checkpoints, and ones without a job, unless a model, unfinished job or sweep needs them."""
     unwanted = or_(those, Checkpoint.job_id.is_(None))
     query = select(Checkpoint.id).where(unwanted, ~_needed()).with_for_update()
     locked = list(session.scalars(query))
@@ -127,6 +127,7 @@ def _needed() -> ColumnElement[bool]:
     return or_(
         exists().where(ModelVersion.checkpoint_id == Checkpoint.id),
         exists().where(starts_from, Job.status.not_in(TERMINAL)),
+        exists().where(Sweep.base_checkpoint_id == Checkpoint.id, Sweep.status == "running"),
     )
 
 

@@ -11,7 +11,7 @@ from store import ids, pages
 from store.columns import Object
 from store.errors import Conflict, NotFound
 from store.session import now
-from store.tables import TERMINAL, Dataset, DatasetFile, Job
+from store.tables import TERMINAL, Dataset, DatasetFile, Job, Sweep
 
 
 def create(
@@ -97,7 +97,7 @@ def page(
 
 
 def delete(session: Session, project_id: str, dataset_id: str) -> None:
-    """Raises NotFound, and Conflict while a job still needs it; finished jobs keep its name alone."""
+    """Raises NotFound, and Conflict while a job or sweep needs it; finished ones keep its name alone."""
     get(session, project_id, dataset_id)
     # The lock comes first: from here on no new job can take the data set, so the look below is final.
     session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
@@ -105,4 +105,8 @@ def delete(session: Session, project_id: str, dataset_id: str) -> None:
     job = session.scalars(unfinished.limit(1)).first()
     if job is not None:
         raise Conflict(f"Dataset {dataset_id} is needed by job {job.id}, which is {job.status}.")
+    searching = select(Sweep.id).where(Sweep.dataset_id == dataset_id, Sweep.status == "running")
+    sweep_id = session.scalars(searching.limit(1)).first()
+    if sweep_id is not None:
+        raise Conflict(f"Dataset {dataset_id} is needed by sweep {sweep_id}, which is running.")
     session.execute(delete_from(Dataset).where(Dataset.id == dataset_id))

@@ -53,18 +53,21 @@ def create(
     webhook: Object | None = None,
     profile: Object | None = None,
     inputs_blob: str | None = None,
+    trial_of: tuple[str, int, Object] | None = None,
 ) -> Job:
     """A queued job. A training makes a version of the model `model_name` (its `name` by default).
 
     Each of its statuses among the "events" of `webhook` is told to its "url". The steps that `profile`
     names are recorded by a profiler.
     A batch prediction reads a data set, or the inputs in a stored blob.
+    A trial is one of a sweep, with a number and what was chosen for it.
     Raises NotFound for a data set or checkpoint that is not the project's, and for a blob that was swept.
     """
     dataset = datasets.hold(session, project_id, dataset_id) if dataset_id else None
     for checkpoint_id in filter(None, (base_checkpoint_id, resume_checkpoint_id)):
         checkpoints.hold(session, project_id, checkpoint_id)
     moment = now(session)
+    sweep_id, trial, parameters = trial_of or (None, None, None)
     job = Job(
         id=ids.new("job"),
         project_id=project_id,
@@ -97,6 +100,10 @@ def create(
         profile=profile,
         event_seq=0,
         log_seq=0,
+        sweep_id=sweep_id,
+        trial=trial,
+        parameters=parameters,
+        pruned=False,
     )
     session.add(job)
     session.flush()
@@ -225,6 +232,23 @@ def update(
     job.name = name or job.name
     session.flush()
     return job
+
+
+def prune(session: Session, project_id: str, job_id: str) -> bool:
+    """Stop a trial that is not to become its sweep's best; whether it could be stopped."""
+    try:
+        job = stop(session, project_id, job_id)
+    except (Conflict, NotFound):
+        return False
+    job.pruned = True
+    session.flush()
+    return True
+
+
+def refuse(session: Session, job: Job, error: Object) -> None:
+    """End a job, which nobody has taken yet, as failed."""
+    job.error = error
+    _end(session, job, "failed")
 
 
 def delete(session: Session, project_id: str, job_id: str) -> None:
@@ -445,11 +469,17 @@ def _given_up(job: Job, reason: Object | None) -> Object:
 
 
 def _succeed(session: Session, job: Job, checkpoint_id: str | None) -> None:
-    """End a training well: its model can be served from this transaction on."""
+    """End a training well: its model can be served from this transaction on.
+
+    Of a sweep's trials, only the best makes a version, once all have ended (`sweeps.succeed`).
+    """
     best = checkpoints.chosen(session, job.id)
     made_of = checkpoint_id or (best.id if best else None)
     if made_of is None:
         raise Conflict(f"Job {job.id} cannot succeed: it has no checkpoint to make a model of.")
+    if job.sweep_id is not None:
+        _end(session, job, "succeeded")
+        return
     version = models.publish(session, job.project_id, job.model_name or job.name, job.id, made_of)
     job.model_id, job.model_version = version.model_id, version.version
     _end(session, job, "succeeded", model=shown_model(job))

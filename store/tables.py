@@ -161,6 +161,7 @@ class Job(Row):
         _only("ix_jobs_ready", "queue", "priority", "created_at", where="status = 'queued'"),
         _only("ix_jobs_leases", "lease_until", where="status = 'running'"),
         _only("ix_jobs_owners", "lease_owner", where="status = 'running'", unique=True),
+        Index("ix_jobs_trials", "sweep_id", "trial", unique=True),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -212,6 +213,73 @@ class Job(Row):
     profile: Mapped[Object | None]
     event_seq: Mapped[int]
     log_seq: Mapped[int]
+    # Without a foreign key, which SQLite adds to no table that is there: `sweeps.delete` takes trials along.
+    sweep_id: Mapped[str | None]
+    """The sweep that it is a trial of."""
+    trial: Mapped[int | None]
+    """Its number among the trials of the sweep, from 0."""
+    parameters: Mapped[Object | None]
+    """{path in the request: the value that the sweep chose}"""
+    pruned: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether its sweep stopped it early, as one that is not to become the best."""
+
+
+class Sweep(Row):
+    """A search for the best values of some fields of a request; its trials are jobs."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (
+        _one_of("status", "running", *TERMINAL),
+        _one_of("desired", "cancel", "stop"),
+        CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished_at"),
+        Index(None, "project_id", "id"),
+        _only("ix_sweeps_running", "id", where="status = 'running'"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    dataset_id: Mapped[str | None] = mapped_column(
+        ForeignKey("datasets.id", ondelete="SET NULL"), index=True
+    )
+    dataset_name: Mapped[str | None]
+    task: Mapped[str]
+    request: Mapped[Object]
+    """What a job without the sweep's choices would be asked for."""
+    base: Mapped[Object | None]
+    base_checkpoint_id: Mapped[str | None]
+    metric: Mapped[str]
+    maximise: Mapped[bool]
+    space: Mapped[Object]
+    sampler: Mapped[Object]
+    pruner: Mapped[Object]
+    seed: Mapped[int]
+    trials: Mapped[int]
+    """How many there are to be."""
+    parallel: Mapped[int]
+    made: Mapped[int]
+    """How many there have been, and so the number of the next one."""
+    status: Mapped[str]
+    desired: Mapped[str | None]
+    priority: Mapped[int]
+    queue: Mapped[str]
+    devices: Mapped[int]
+    budget_seconds: Mapped[float | None]
+    webhook: Mapped[Object | None]
+    profile: Mapped[Object | None]
+    best: Mapped[Object | None]
+    importances: Mapped[Object | None]
+    error: Mapped[Object | None]
+    model_id: Mapped[str | None] = mapped_column(
+        ForeignKey("models.id", ondelete="SET NULL"), index=True
+    )
+    model_version: Mapped[int | None]
+    kept_until: Mapped[datetime | None]
+    """Until when a keeper has it in hand."""
+    seen: Mapped[str | None]
+    """The state, as `sweeps.state` says it, in which a keeper found nothing left to do."""
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
 
 
 class JobEvent(Row):

@@ -1,4 +1,7 @@
-"""Takes jobs back from workers that died, wakes free ones, and sweeps up; any number may run at once."""
+"""Takes jobs back from workers that died, looks after sweeps, wakes free workers, and sweeps up.
+
+Any number may run at once.
+"""
 
 import logging
 import random
@@ -13,6 +16,7 @@ from sqlalchemy.orm import Session
 from store import blobs, jobs, queues, replies, webhooks, workers
 from store.session import Database, connect
 from worker import app
+from worker.keeper import Keeper
 from worker.outages import Unreachable
 from worker.settings import WorkerSettings, read_settings
 
@@ -30,6 +34,7 @@ class Reconciler:
 
     def __init__(self, settings: WorkerSettings, database: Database) -> None:
         self._settings, self._database = settings, database
+        self._keeper = Keeper(settings, database)
         self._reap_from = 0.0
         self._next_sweep = time.monotonic() + SWEEP_SECONDS
 
@@ -44,9 +49,10 @@ class Reconciler:
                 self._reap_from = time.monotonic() + self._settings.lease
 
     def look(self) -> None:
-        """Reap, wake and, now and then, sweep. Raises Unreachable."""
+        """Reap, look after sweeps, wake and, now and then, sweep up. Raises Unreachable."""
         if time.monotonic() >= self._reap_from:
             self._reap()
+        self._keeper.look()
         if self._settings.has_broker:
             self._wake()
         if time.monotonic() >= self._next_sweep:

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe, wait
@@ -166,6 +166,13 @@ def _start(assignment: Assignment, settings: WorkerSettings) -> tuple[BaseProces
     _fork(process)
     theirs.close()
     return process, ours
+
+
+def fork(name: str, target: Callable[..., None], *given: object) -> BaseProcess:
+    """A process that has begun to do something else than to train."""
+    process = _FORKED.Process(target=target, args=given, name=name)
+    _fork(process)
+    return process
 
 
 def _fork(process: BaseProcess) -> None:

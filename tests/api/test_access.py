@@ -54,6 +54,12 @@ OPEN = {"healthz", "readyz", "get_live", "get_ready"}
 BODIES: dict[str, dict[str, Any]] = {
     "create_dataset": {"data": {"task": TASK}, "files": {"file": ("rows.csv", ROWS)}},
     "create_job": {"json": {"dataset": "{dataset}"}},
+    "create_sweep": {
+        "json": {
+            "dataset": "{dataset}",
+            "space": {"training.epochs": {"type": "int", "low": 1, "high": 2}},
+        }
+    },
     "update_job": {"json": {"name": "taken over"}},
     "clone_job": {"json": {}},
     "extend_job": {"json": {"epochs": 1}},
@@ -160,7 +166,9 @@ def test_another_projects_things_are_not_there(
     alias = {"version": 1}
     assert client.put("/v1/models/mine/aliases/prod", json=alias).status_code == 200
     (told,) = client.get("/v1/webhooks/deliveries", params={"limit": 1}).json()["data"]
+    sweep = client.post("/v1/sweeps", **_with(BODIES["create_sweep"], dataset)).json()["id"]
     mine = {
+        "sweep_id": [sweep],
         "delivery_id": [told["id"]],
         "dataset_id": [dataset],
         "job_id": [job, trained],
@@ -175,19 +183,26 @@ def test_another_projects_things_are_not_there(
     tried = set()
     for method, path, operation in operations(service.app):
         name = operation["operationId"]
-        if name in ADMIN or name == "get_task" or not (name == "create_job" or "{" in path):
+        creates = name in ("create_job", "create_sweep")
+        if name in ADMIN or name == "get_task" or not (creates or "{" in path):
             continue
-        body = json.loads(json.dumps(BODIES.get(name, {})).replace("{dataset}", dataset))
+        body = _with(BODIES.get(name, {}), dataset)
         for url in _filled(path, mine):
             errors_of(stranger.request(method, url, **body), 404)
             tried.add(name)
     assert len(tried) > 20
-    for listed in ("/v1/datasets", "/v1/jobs", "/v1/models", "/v1/webhooks/deliveries"):
+    lists = "datasets", "jobs", "sweeps", "models", "webhooks/deliveries"
+    for listed in (f"/v1/{name}" for name in lists):
         assert stranger.get(listed).json()["data"] == []
     for base in mine["ref"]:
         own = stranger.post("/v1/datasets", **BODIES["create_dataset"]).json()["id"]
         errors_of(stranger.post("/v1/jobs", json={"dataset": own, "base": base}), 404)
     assert _everything(client, mine) == before
+
+
+def _with(body: dict[str, Any], dataset: str) -> dict[str, Any]:
+    filled: dict[str, Any] = json.loads(json.dumps(body).replace("{dataset}", dataset))
+    return filled
 
 
 def _filled(path: str, values: dict[str, list[str]]) -> list[str]:
@@ -200,6 +215,7 @@ def _filled(path: str, values: dict[str, list[str]]) -> list[str]:
 
 def _everything(client: TestClient, mine: dict[str, list[str]]) -> list[Any]:
     paths = [f"/v1/jobs/{job}" for job in mine["job_id"]] + ["/v1/datasets", "/v1/models"]
+    paths += [f"/v1/sweeps/{sweep}" for sweep in mine["sweep_id"]]
     return [client.get(path).json() for path in paths]
 
 

@@ -15,10 +15,11 @@ from sqlalchemy import func, select
 from api.app import create_app
 from api.settings import ApiSettings
 from store.replies import KEPT_SECONDS
-from store.tables import ApiKey, Dataset, Job, Project, Reply
+from store.tables import ApiKey, Dataset, Job, Project, Reply, Sweep
 from tests.api.service import ADMIN_KEY, ROWS, TASK, Service, Worker, errors_of
 
 Body = dict[str, Any]
+EPOCHS = {"type": "int", "low": 1, "high": 2}
 CREATES: dict[str, tuple[Body | None, Body | None]] = {
     "/v1/datasets": ({"name": "mine"}, {"name": "other"}),
     "/v1/jobs": ({"dataset": "DATASET"}, {"dataset": "DATASET", "priority": 1}),
@@ -33,6 +34,10 @@ CREATES: dict[str, tuple[Body | None, Body | None]] = {
         {"dataset": "DATASET", "split": "train"},
         {"dataset": "DATASET", "split": "validation"},
     ),
+    "/v1/sweeps": (
+        {"dataset": "DATASET", "space": {"training.epochs": EPOCHS}},
+        {"dataset": "DATASET", "space": {"training.epochs": EPOCHS}, "trials": 3},
+    ),
     "/v1/keys": ({"name": "a", "scopes": ["train"]}, {"name": "b", "scopes": ["train"]}),
     "/v1/projects": ({"name": "a"}, {"name": "b"}),
 }
@@ -46,6 +51,8 @@ CREATE_NOTHING = {
     "/v1/jobs/{job_id}/stop",
     "/v1/models/{ref}/predict",
     "/v1/storage/clean-up",
+    "/v1/sweeps/{sweep_id}/cancel",
+    "/v1/sweeps/{sweep_id}/stop",
     "/v1/webhooks/deliveries/{delivery_id}/retry",
     "/v1/webhooks/secret/rotate",
     "/v2/models/{ref}/infer",
@@ -308,5 +315,5 @@ def _counts(service: Service) -> dict[Any, int]:
     with service.database.transaction(read_only=True) as session:
         return {
             table: session.execute(select(func.count()).select_from(table)).scalar_one()
-            for table in (ApiKey, Dataset, Job, Project)
+            for table in (ApiKey, Dataset, Job, Project, Sweep)
         }

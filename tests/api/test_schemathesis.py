@@ -51,7 +51,10 @@ def ids(url: str) -> dict[str, str]:
         files = {"file": ("rows.csv", ROWS)}
         dataset = client.post("/v1/datasets", data={"task": TASK}, files=files).json()["id"]
         job = client.post("/v1/jobs", json={"dataset": dataset}).json()["id"]
-    return {"dataset_id": dataset, "job_id": job, "ref": job}
+        epochs = {"training.epochs": {"type": "int", "low": 1, "high": 2}}
+        asked = {"dataset": dataset, "space": epochs}
+        sweep = client.post("/v1/sweeps", json=asked).json()["id"]
+    return {"dataset_id": dataset, "job_id": job, "ref": job, "sweep_id": sweep}
 
 
 OPERATIONS = [
