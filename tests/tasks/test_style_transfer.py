@@ -370,8 +370,8 @@ def test_features_change_what_is_learned() -> None:
     plain = model(usual())
     lent = model(usual(), features={"name": "cnn", "channels": [4, 8]})
     assert isinstance(lent.learner, Stylist)
-    lent.learner.backbone.load_state_dict(plain.learner.backbone.state_dict())  # type: ignore[union-attr,arg-type]
-    lent.learner.head.load_state_dict(plain.learner.head.state_dict())  # type: ignore[union-attr,arg-type]
+    lent.learner.backbone.load_state_dict(plain.learner.backbone.state_dict())  # type: ignore[union-attr]
+    lent.learner.head.load_state_dict(plain.learner.head.state_dict())  # type: ignore[union-attr]
     for trained in (plain, lent):
         learn(trained, usual(), 1)
     assert not same(weights(plain.learner.backbone), weights(lent.learner.backbone))  # type: ignore[arg-type]
