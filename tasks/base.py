@@ -14,7 +14,7 @@ from torch import Tensor
 from models.base import Architecture, Learner
 from models.parts.options import AUTO, Option, Plain
 from tasks.parts.columns import Columns
-from tasks.parts.examples import FIRST, pieces
+from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.splits import SPLIT, SplitOptions, overlap, split
 
@@ -86,8 +86,8 @@ class Codec(Plain, ABC):
     column statistics); they travel as JSON beside the weights.
     """
 
-    first_piece: ClassVar[int] = FIRST
-    """Examples that are encoded first, before it is known how large they are."""
+    first_piece: ClassVar[int | None] = None
+    """Examples that are encoded first, where the usual number of them may be large; then it is known how large."""
 
     @abstractmethod
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:

@@ -6,12 +6,12 @@ import polars as pl
 
 PIECE_BYTES = 64 << 20
 """Memory that one piece takes, about."""
-FIRST, _GROWTH = 16, 64
+_FIRST, _GROWTH = 16, 64
 
 
-def pieces(examples: pl.LazyFrame, first: int = FIRST) -> Iterator[pl.DataFrame]:
+def pieces(examples: pl.LazyFrame, first: int | None = None) -> Iterator[pl.DataFrame]:
     """All examples in their order, some at a time, `first` to begin with; one empty piece when there are none."""
-    start, rows = 0, first
+    start, rows = 0, first or _FIRST
     while True:
         piece = examples.slice(start, rows).collect()
         if start == 0 or piece.height:

@@ -126,7 +126,7 @@ class TrackingCodec(DetectionCodec):
 
     association: OneOf[Association]
 
-    first_piece: ClassVar[int] = 1
+    first_piece: ClassVar[int | None] = 1
 
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
         """Frames (T, C, side, side), sizes (N, 2); objects (M, 6): place of the frame, box, class or -1 for a crowd."""

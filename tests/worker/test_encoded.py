@@ -55,6 +55,7 @@ def test_a_split_encodes_in_pieces_as_it_does_at_once(
 ) -> None:
     codec, frame = encoding(name)
     in_pieces_of(rows, monkeypatch)
+    monkeypatch.setattr(type(codec), "first_piece", None)
     frame.write_parquet(tmp_path / "split.parquet", row_group_size=5)
     pieces = list(codec.encode_pieces(pl.scan_parquet(tmp_path / "split.parquet")))
     assert len(pieces) == -(-frame.height // rows)
@@ -70,6 +71,11 @@ def test_pieces_are_as_large_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert [piece.height for piece in found] == [10, *[100] * 9, 90]
     assert pl.concat(found).equals(frame)
     assert [piece.height for piece in examples.pieces(frame.clear().lazy())] == [0]
+
+
+def test_of_examples_that_may_be_large_fewer_are_read_at_first() -> None:
+    frame = pl.DataFrame({"number": range(100)})
+    assert [piece.height for piece in examples.pieces(frame.lazy(), 1)] == [1, 64, 35]
 
 
 def test_a_problem_in_a_later_piece_is_at_its_row_of_the_split(
