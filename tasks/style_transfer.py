@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -243,12 +243,16 @@ class _Losses(NamedTuple):
     content: float
 
 
-_FILTERS = RandomFilters()
+@cache
+def _filters() -> RandomFilters:
+    # Not when this is loaded: processes are forked from one that has loaded it, and the pool of threads that
+    # computing starts does not survive that.
+    return RandomFilters()
 
 
 @torch.inference_mode()
 def _losses(painted: Pixels, photo: Pixels, style: list[Tensor]) -> _Losses:
-    ours, before = (_FILTERS(_image(pixels)) for pixels in (painted, photo))
+    ours, before = (_filters()(_image(pixels)) for pixels in (painted, photo))
     found, untouched = (style_distance(grams(maps.all()), style).item() for maps in (ours, before))
     return _Losses(found, untouched, content_distance(coarse(ours), coarse(before)).item())
 
@@ -257,7 +261,7 @@ def _losses(painted: Pixels, photo: Pixels, style: list[Tensor]) -> _Losses:
 @torch.inference_mode()
 def _look_of(style: bytes, longest: int) -> list[Tensor]:
     """The Gram matrices of a style, which many photos are compared with."""
-    maps = _FILTERS(_image(reduced_pixels(style, longest)))
+    maps = _filters()(_image(reduced_pixels(style, longest)))
     return grams(maps.all())
 
 
