@@ -149,7 +149,8 @@ class TrackingCodec(DetectionCodec):
         given = read_fields(_Given, fields)
         if bool(clip) + bool(frames) != 1 and (clip or frames or given.detections is None):
             found = [name for name, part in (("clip", clip), ("frames", frames)) if part]
-            raise Invalid(Problem((), "not a clip", found, "one of clip and frames"))
+            allowed = "one of clip and frames"
+            raise Invalid(Problem((), "not a clip", found or "neither", allowed))
         images, rate = self._film(clip) if clip else (self._images(frames), RATE)
         seen = None if given.detections is None else _read_given(given.detections, images)
         if given.annotated and not images:

@@ -194,7 +194,7 @@ def test_files_of_every_kind_are_tried() -> None:
 def test_an_odd_file_is_answered_in_its_upright_size(name: str, what: str) -> None:
     data, size = GOOD[READS[name]][what]
     found = answer(name, data)
-    made = [value for _, value in found if isinstance(value, bytes)]
+    made = [value for _, value in found if isinstance(value, bytes) and value]
     for file in made:
         with Image.open(BytesIO(file)) as image:
             assert image.size == size
@@ -268,6 +268,8 @@ def test_an_upload_is_refused_with_the_name_of_every_broken_file(name: str, tmp_
     folders = sorted({member.rpartition("/")[0] for member in media})
     for folder in folders:  # images, and apart from them what belongs to images
         mine = [member for member in media if member.rpartition("/")[0] == folder]
+        if len(mine) < len(BREAKS):  # the pictures of two styles
+            continue
         broken = dict(zip(mine[1::2], BREAKS, strict=False))
         assert len(broken) == len(BREAKS)
         with pytest.raises(Invalid) as caught:
@@ -293,7 +295,9 @@ ODD: list[Callable[[Image.Image], bytes]] = [
 @pytest.mark.parametrize("name", [name for name, kind in READS.items() if kind == "image"])
 def test_odd_images_among_others_are_accepted_and_learned_from(name: str, tmp_path: Path) -> None:
     files = members(name, tmp_path)
-    shown = [member for member in files if member.endswith(".png") and "mask" not in member]
+    beside = ("masks/", "instance_masks/", "style/")
+    pictures = [member for member in files if member.endswith(".png")]
+    shown = [member for member in pictures if not member.startswith(beside)]
     for member, make in zip(shown, ODD, strict=False):
         files[member] = make(Image.open(BytesIO(files[member])))
     data = check(name, tmp_path, files)

@@ -80,7 +80,12 @@ def asked(name: str, field: str, text: str) -> dict[str, Any]:
     return rest | {field: value}
 
 
-FIELDS = [(name, field) for name in sorted(tasks()) for field in fields(name)]
+FIELDS = [
+    (name, field)
+    for name, task in sorted(tasks().items())
+    if not files_of(task.input_type)  # what is said beside a file says how it is to be read
+    for field in fields(name)
+]
 
 
 def predicted(name: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from models.bag_of_embeddings import BagOfEmbeddings
 from models.base import Supervised
+from models.parts.losses import CrossEntropy
 from models.parts.matching import BUCKETS, Matching, beside
 from models.text_cnn import TextCNN
 from tasks.base import Checked, DatasetOptions, Task, Upload
@@ -221,7 +222,9 @@ def test_pairs_start_from_what_learned_from_texts_and_texts_from_pairs(
     tmp_path: Path, architecture: Any
 ) -> None:
     data = texts(tmp_path)
-    single = TextClassification(architecture=architecture, tokenizer=Words(), max_length=8)
+    single = TextClassification(
+        architecture=architecture, tokenizer=Words(), max_length=8, loss=CrossEntropy()
+    )
     single_codec = single.learn_codec(data.splits["train"].lazy(), data.schema)
     pair, pair_codec = learn(check(tmp_path, PLAIN), single_codec, architecture)
     assert pair_codec.vocabulary == single_codec.vocabulary

@@ -58,8 +58,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 DRAWN = {"search", "image-generation", "style-transfer"}
 PAIRS = [
     f"{name}/{architecture}"
-    for name, architecture in every_task_and_architecture()
-    if catalog.architectures()[architecture].spreads and name not in DRAWN
+    for name, architecture in every_task_and_architecture(without=DRAWN)
+    if catalog.architectures()[architecture].spreads
 ]
 """A search learns from the other examples of a batch, and they are others where it is cut. What learns to make images
 does so from noise that is drawn, and what learns to paint in styles that are, by each process for itself."""

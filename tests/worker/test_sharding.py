@@ -64,7 +64,7 @@ def test_two_processes_learn_in_parts_what_one_learns(case: str, pair: Path, lon
     assert told(pair, case, 1)[0] == state, "the others know what rank 0 knows"
 
 
-@pytest.mark.parametrize("case", ["text-classification/transformer", "image-classification/resnet"])
+@pytest.mark.parametrize("case", ["image-classification/vit", "image-classification/resnet"])
 def test_each_of_two_processes_holds_half_of_the_weights_and_of_the_optimizers_memory(
     case: str, pair: Path
 ) -> None:
