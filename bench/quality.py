@@ -162,8 +162,6 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
             files = {
                 split: path
                 for path in sorted(folder.iterdir())
-                if (split := named.get(path.stem.removeprefix(case.prefix))) is not None
-                and path.stem.startswith(case.prefix)
                 if path.stem.startswith(case.prefix)
                 and (split := named.get(path.stem.removeprefix(case.prefix))) is not None
             }
