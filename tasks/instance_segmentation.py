@@ -21,7 +21,7 @@ from tasks.parts.coco import COCO, COCO_SENTENCE, json_files
 from tasks.parts.columns import Dense
 from tasks.parts.detecting import DetectionInput, DetectionParameters
 from tasks.parts.grouping import objects_of
-from tasks.parts.images import EncodedImage, Pixels, each
+from tasks.parts.images import EncodedImage, Pixels
 from tasks.parts.mask_folders import OBJECT_MASKS, pairs, read_classes
 from tasks.parts.masks import (
     Mask,
@@ -33,6 +33,7 @@ from tasks.parts.masks import (
     smoothed,
     upright,
 )
+from tasks.parts.media import each
 from tasks.parts.outlines import box_of, boxes_of, decoded, drawn, encoded, of_text, read_outlined
 from tasks.parts.pictures import look, summary
 from tasks.parts.problems import Invalid, Problem
@@ -325,15 +326,8 @@ def _of_numbers(archive: Archive) -> pl.DataFrame:
     frame = frame.with_columns(look(frame))
     files = pl.Series([archive.read(pair.mask) for pair in found], dtype=pl.Binary)
     regions = [Region(*row) for row in frame.select("image", "width", "height").iter_rows()]
-    rows = each(files, lambda row, data: _numbered(data, regions[row], labels[0]))
-    problems = [
-        problem._replace(loc=(pair.mask, *problem.loc))
-        for pair, fault in zip(found, rows, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
+    names = [pair.mask for pair in found]
+    rows = each(files, lambda row, data: _numbered(data, regions[row], labels[0]), names)
     return _with_objects(frame, [(row, 0) for row in rows if not isinstance(row, Invalid)])
 
 

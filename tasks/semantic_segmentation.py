@@ -16,7 +16,7 @@ from tasks.base import DatasetOptions, Metrics, Objective, Upload
 from tasks.parts.archives import Archive, open_archive
 from tasks.parts.coco import COCO, COCO_SENTENCE, json_files
 from tasks.parts.columns import Dense
-from tasks.parts.images import EncodedImage, each
+from tasks.parts.images import EncodedImage
 from tasks.parts.mask_folders import (
     CLASS_MASKS,
     MOST_LABELS,
@@ -37,6 +37,7 @@ from tasks.parts.masks import (
     smoothed,
     upright,
 )
+from tasks.parts.media import each
 from tasks.parts.outlines import drawn, labels_of, read_outlined
 from tasks.parts.pictures import look, summary
 from tasks.parts.problems import Invalid, Problem
@@ -254,15 +255,8 @@ def _of_masks(archive: Archive) -> pl.DataFrame:
     frame = frame.with_columns(look(frame))
     files = pl.Series([archive.read(pair.mask) for pair in found], dtype=pl.Binary)
     regions = [Region(*row) for row in frame.select("image", "width", "height").iter_rows()]
-    masks = each(files, lambda row, data: _classes_of(data, regions[row], classes))
-    problems = [
-        problem._replace(loc=(pair.mask, *problem.loc))
-        for pair, fault in zip(found, masks, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
+    names = [pair.mask for pair in found]
+    masks = each(files, lambda row, data: _classes_of(data, regions[row], classes), names)
     return _with_masks(frame, masks, classes and classes.labels)
 
 

@@ -1,6 +1,5 @@
 """Encoded video clips: opened safely, looked at, and decoded frame by frame."""
 
-import base64
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
 from itertools import accumulate, groupby
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import av
 import numpy as np
@@ -21,10 +20,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PlainSerializer, WithJsonSchema
+from pydantic import Field
 
 from models.parts.options import Plain
-from tasks.parts.encoded import most_base64, read_bytes
+from tasks.parts.media import EncodedFile, check_size, start_of
 from tasks.parts.problems import Invalid, Problem
 
 CONTAINERS = ("MP4", "MOV", "WebM", "MKV", "AVI", "GIF")
@@ -65,18 +64,9 @@ _BOXES = (
 _UNSIZED = 1 << 60
 """What a file that was written without knowing its length says of it: it goes on to the end."""
 
-EncodedClip = Annotated[
-    bytes,
-    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "contentEncoding": "base64",
-            "contentMediaType": "video/*",
-            "maxLength": most_base64(MAX_BYTES),
-        }
-    ),
-]
+CLIP = EncodedFile("clip", "a video", "video/*", MAX_BYTES)
+EncodedClip = Annotated[bytes, CLIP]
+read_clip = CLIP.read
 
 
 class ClipInput(Plain):
@@ -231,9 +221,7 @@ def open_clip(data: bytes) -> Iterator[Clip]:
 
 def _kind(data: bytes) -> str:
     """FFmpeg's name of the container, by its first bytes: nothing else is ever tried. Raises Invalid."""
-    if len(data) > MAX_BYTES:
-        allowed = f"at most {MAX_BYTES:,} bytes"
-        raise Invalid(Problem((), "the file is too large", f"{len(data):,} bytes", allowed))
+    check_size(data, MAX_BYTES)
     if data[4:8] in _FIRST_BOXES:
         return "mov"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
@@ -242,7 +230,7 @@ def _kind(data: bytes) -> str:
         return "avi"
     if data.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
-    raise _unreadable(f"{len(data)} bytes that start with {data[:12]!r}" if data else "no bytes")
+    raise _unreadable(start_of(data))
 
 
 def _declared(kind: str, data: bytes) -> int:
@@ -425,8 +413,3 @@ def still(side: int) -> bytes:
     packed = BytesIO()
     Image.new("RGB", (side, side)).save(packed, "GIF")
     return packed.getvalue()
-
-
-def read_clip(value: Any) -> bytes:
-    """The bytes of a video file in a request; see `read_bytes`. Raises Invalid."""
-    return read_bytes(value, "clip", MAX_BYTES, "a video")

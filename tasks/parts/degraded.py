@@ -14,11 +14,11 @@ from tasks.parts.degradations import Colorization, Degradation, Inpainting, Pair
 from tasks.parts.images import (
     Pixels,
     black,
-    each,
     pixels_of,
     read_image,
     see_through,
 )
+from tasks.parts.media import each
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tiles import TILE, tiled_all, tiles_of
 from tasks.parts.whole_images import MOST_PIXELS, WholeImageCodec, refuse_large
@@ -47,16 +47,10 @@ class ImageToImageCodec(WholeImageCodec):
             return self.example(data, None if target is None else target[row])
 
         pairs = each(examples["image"], read)
-        faults = [(row, fault) for row, fault in enumerate(pairs) if isinstance(fault, Invalid)]
-        if faults:
-            raise Invalid(
-                *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
-            )
-        sound = [pair for pair in pairs if not isinstance(pair, Invalid)]
-        inputs = self.encode_inputs([picture for picture, _ in sound]).inputs
+        inputs = self.encode_inputs([picture for picture, _ in pairs]).inputs
         if not targets:
             return Columns(inputs)
-        return Columns(inputs, (tiled_all([original for _, original in sound], self.channels),))
+        return Columns(inputs, (tiled_all([original for _, original in pairs], self.channels),))
 
     def example(self, data: bytes, target: bytes | None) -> tuple[Picture, Pixels]:
         """The degraded image and the original, the middle of large ones, from files. Raises Invalid."""

@@ -8,22 +8,13 @@ from torch import Tensor
 
 from tasks.parts.clips import ClipFacts, frames, inspect
 from tasks.parts.examples import pieces
-from tasks.parts.images import each
+from tasks.parts.media import each
 from tasks.parts.pictures import SAMPLE_PIXELS
-from tasks.parts.problems import Invalid
 
 
 def look(frame: pl.DataFrame) -> pl.DataFrame:
     """What every clip of a frame is like. Raises Invalid, naming those that cannot be decoded."""
-    seen = each(frame["clip"], lambda _, data: inspect(data))
-    problems = [
-        problem._replace(loc=(name, *problem.loc))
-        for name, fault in zip(frame["name"], seen, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
+    seen = each(frame["clip"], lambda _, data: inspect(data), frame["name"])
     return pl.DataFrame(seen, schema=ClipFacts._fields, orient="row")
 
 
@@ -52,12 +43,7 @@ def decode_all(clips: pl.Series, count: int, side: int, channels: int) -> Tensor
     def place(row: int, data: bytes) -> None:
         places[row] = frames(data, count, side, channels)
 
-    outcomes = each(clips, place)
-    faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
-    if faults:
-        raise Invalid(
-            *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
-        )
+    each(clips, place)
     return pixels
 
 

@@ -1,22 +1,18 @@
 """Encoded images: opened safely, looked at, and decoded into tensors."""
 
-import base64
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import Field
 from torch import Tensor
 
 from models.parts.options import Plain
-from tasks.parts.encoded import most_base64, read_bytes
+from tasks.parts.media import EncodedFile, check_size, each, start_of
 from tasks.parts.problems import Invalid, Problem
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -24,8 +20,6 @@ MAX_BYTES = 32 << 20
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
 
-_THREADS = min(8, os.cpu_count() or 1)
-_CHUNK = 256
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 _COLOUR_TOLERANCE = 8  # JPEG rounds the channels of a grey picture apart by a few steps
@@ -38,20 +32,9 @@ Pixels = NDArray[np.uint8]
 Size = int | tuple[int, int]
 """Height and width, or the side of a square."""
 
-EncodedImage = Annotated[
-    bytes,
-    BeforeValidator(lambda value: read_image(value) if isinstance(value, str) else value),
-    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "contentEncoding": "base64",
-            "contentMediaType": "image/*",
-            "maxLength": most_base64(MAX_BYTES),
-            "examples": [EXAMPLE],
-        }
-    ),
-]
+IMAGE = EncodedFile("image", "an image", "image/*", MAX_BYTES, EXAMPLE)
+EncodedImage = Annotated[bytes, IMAGE]
+read_image = IMAGE.read
 
 
 class ImageInput(Plain):
@@ -99,13 +82,11 @@ def open_image(data: bytes, draft: int | None = None) -> Image.Image:
 
 def _lazily(data: bytes) -> Image.Image:
     """An image whose header alone was read, and is acceptable."""
-    if len(data) > MAX_BYTES:
-        allowed = f"at most {MAX_BYTES:,} bytes"
-        raise Invalid(Problem((), "the file is too large", f"{len(data):,} bytes", allowed))
+    check_size(data, MAX_BYTES)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise _unreadable(_start(data)) from None
+        raise _unreadable(start_of(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow tells its own limit, too: "Image size (3600000000 pixels) exceeds limit of ...".
         raise _too_large(str(error).partition("(")[2].partition(")")[0]) from None
@@ -149,10 +130,6 @@ def size_of(data: bytes) -> tuple[int, int]:
     with _lazily(data) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
-def _start(data: bytes) -> str:
-    return f"{len(data)} bytes that start with {data[:12]!r}" if data else "no bytes"
 
 
 def _unreadable(found: str) -> Invalid:
@@ -276,38 +253,8 @@ def decode_all(images: pl.Series, size: Size, channels: int, *, crop: bool = Fal
     def place(row: int, data: bytes) -> None:
         places[row] = decode(data, size, channels, crop=crop)
 
-    outcomes = each(images, place)
-    faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
-    if faults:
-        raise Invalid(
-            *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
-        )
+    each(images, place)
     return pixels
-
-
-def each(images: pl.Series, work: Callable[[int, bytes], T]) -> list[T | Invalid]:
-    """What `work` makes of every image and its row, or why it refused it.
-
-    In threads: Pillow lets other threads run while it decodes.
-    """
-    size = max(8, min(_CHUNK, -(-len(images) // _THREADS)))
-
-    def run(start: int) -> list[T | Invalid]:
-        part = enumerate(images.slice(start, size).to_list(), start)
-        return [_outcome(work, row, data) for row, data in part]
-
-    starts = range(0, len(images), size)
-    if len(starts) < 2:
-        return [outcome for start in starts for outcome in run(start)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [outcome for part in pool.map(run, starts) for outcome in part]
-
-
-def _outcome(work: Callable[[int, bytes], T], row: int, data: bytes) -> T | Invalid:
-    try:
-        return work(row, data)
-    except Invalid as error:
-        return error
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -324,8 +271,3 @@ def black(size: Size) -> bytes:
     packed = BytesIO()
     Image.new("RGB", sides(size)[::-1]).save(packed, "BMP")
     return packed.getvalue()
-
-
-def read_image(value: Any) -> bytes:
-    """The bytes of an image file in a request; see `read_bytes`. Raises Invalid."""
-    return read_bytes(value, "image", MAX_BYTES, "an image")

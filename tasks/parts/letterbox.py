@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tasks.parts.images import Pixels, each, open_image
-from tasks.parts.problems import Invalid
+from tasks.parts.images import Pixels, open_image
+from tasks.parts.media import each
 
 
 class Letter(NamedTuple):
@@ -63,12 +63,7 @@ def letterbox_all(
         pixels[row] = torch.from_numpy(letter.pixels)
         sizes[row] = torch.tensor(letter.size)
 
-    outcomes = each(images, place)
-    faults = [(row, fault) for row, fault in enumerate(outcomes) if isinstance(fault, Invalid)]
-    if faults:
-        raise Invalid(
-            *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
-        )
+    each(images, place)
     return pixels, sizes
 
 

@@ -9,7 +9,8 @@ import torch
 
 from models.parts.options import Plain
 from tasks.parts.examples import pieces
-from tasks.parts.images import ImageFacts, Size, decode_all, each, inspect, sides
+from tasks.parts.images import ImageFacts, Size, decode_all, inspect, sides
+from tasks.parts.media import each
 from tasks.parts.problems import Invalid, Problem
 
 SAMPLE_PIXELS = 1 << 24
@@ -48,15 +49,7 @@ def refuse_foreign(
 
 def look(frame: pl.DataFrame) -> pl.DataFrame:
     """What every image of a frame is like. Raises Invalid, naming those that cannot be decoded."""
-    seen = each(frame["image"], lambda _, data: inspect(data))
-    problems = [
-        problem._replace(loc=(name, *problem.loc))
-        for name, fault in zip(frame["name"], seen, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
+    seen = each(frame["image"], lambda _, data: inspect(data), frame["name"])
     return pl.DataFrame(seen, schema=ImageFacts._fields, orient="row")
 
 

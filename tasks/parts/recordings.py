@@ -11,7 +11,7 @@ import polars as pl
 
 from tasks.base import DatasetOptions, Upload
 from tasks.parts.archives import SPLIT_FOLDERS, Archive, Limits, is_clutter, open_archive
-from tasks.parts.images import each
+from tasks.parts.media import each
 from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.sounds import MAX_BYTES, SUFFIXES, inspect
 from tasks.parts.splits import LINE, SPLIT, shown
@@ -274,15 +274,7 @@ def _found(lines: Sequence[Line], shelf: _Shelf) -> list[tuple[Line, str, str]]:
 
 def _look(frame: pl.DataFrame) -> pl.DataFrame:
     """What every sound of a frame is like. Raises Invalid, naming those that cannot be decoded."""
-    seen = each(frame["audio"], lambda _, data: inspect(data))
-    problems = [
-        problem._replace(loc=(name, *problem.loc))
-        for name, fault in zip(frame["name"], seen, strict=True)
-        if isinstance(fault, Invalid)
-        for problem in fault.problems
-    ]
-    if problems:
-        raise Invalid(*problems)
+    seen = each(frame["audio"], lambda _, data: inspect(data), frame["name"])
     return pl.DataFrame(
         seen,
         schema={"seconds": pl.Float64, "rate": pl.Int64, "channels": pl.Int64, "format": pl.String},

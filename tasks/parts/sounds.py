@@ -1,18 +1,17 @@
 """Encoded sounds: opened safely, looked at, and decoded into samples."""
 
-import base64
-import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PlainSerializer, WithJsonSchema
+from pydantic import Field
 
 from models.parts.options import Plain
+from tasks.parts.media import EncodedFile, check_size, start_of
 from tasks.parts.problems import Invalid, Problem
 
 FORMATS = ("WAV", "FLAC", "OGG (Vorbis, Opus)", "MP3", "AIFF", "M4A", "WebM")
@@ -28,8 +27,6 @@ MAX_CHANNELS = 8
 
 EXAMPLE = "UklGRiwAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQgAAAAAAP8/AADBPw=="
 """The smallest of sounds, for documentation."""
-_ALLOWED_INPUT = 'a sound file in base64, or {"audio": base64}'
-_MOST_BASE64 = MAX_BYTES * 4 // 3 + 1024
 _AT_ONCE = 65_536
 _OBJECT = re.compile(r"<_io\.BytesIO[^>]*>")
 _CONTAINERS = {"M4A": "mov", "WebM": "matroska"}
@@ -38,19 +35,9 @@ _CODECS = {"aac", "alac", "flac", "mp3", "opus", "vorbis"}
 
 Samples = NDArray[np.float32]
 
-EncodedSound = Annotated[
-    bytes,
-    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "contentEncoding": "base64",
-            "contentMediaType": "audio/*",
-            "maxLength": _MOST_BASE64,
-            "examples": [EXAMPLE],
-        }
-    ),
-]
+SOUND = EncodedFile("audio", "a sound", "audio/*", MAX_BYTES, EXAMPLE)
+EncodedSound = Annotated[bytes, SOUND]
+read_sound = SOUND.read
 
 
 class SoundInput(Plain):
@@ -81,12 +68,10 @@ class Sound(NamedTuple):
 
 def open_sound(data: bytes, most_seconds: float = MAX_SECONDS) -> Sound:
     """A decoded sound. Raises Invalid when the bytes are none, one of another format, damaged, or too long."""
-    if len(data) > MAX_BYTES:
-        allowed = f"at most {MAX_BYTES:,} bytes"
-        raise Invalid(Problem((), "the file is too large", f"{len(data):,} bytes", allowed))
+    check_size(data, MAX_BYTES)
     kind = _kind(data)
     if kind is None:
-        raise _unreadable(_start(data))
+        raise _unreadable(start_of(data))
     try:
         with _opened(data, kind) as (rate, channels, blocks):
             _check_shape(rate, channels)
@@ -195,10 +180,6 @@ def _joined(blocks: Iterator[Samples], rate: int, most_seconds: float) -> Sample
     return samples.clip(-1, 1, out=samples)
 
 
-def _start(data: bytes) -> str:
-    return f"{len(data)} bytes that start with {data[:12]!r}" if data else "no bytes"
-
-
 def _unreadable(found: str) -> Invalid:
     return Invalid(Problem((), "not a readable sound", found, list(FORMATS)))
 
@@ -210,33 +191,3 @@ def silence(rate: int, seconds: float = 0.1) -> bytes:
     packed = BytesIO()
     soundfile.write(packed, np.zeros(int(rate * seconds), np.int16), rate, format="WAV")
     return packed.getvalue()
-
-
-def read_sound(value: Any) -> bytes:
-    """The bytes of a sound file in a request: raw, as base64, or as `{"audio": base64}`.
-
-    Raises Invalid when it is none of these; whether the bytes are a sound is not looked at.
-    """
-    if isinstance(value, Mapping) and set(value) == {"audio"}:
-        try:
-            return _read_bytes(value["audio"])
-        except Invalid as error:
-            raise Invalid(*(p._replace(loc=("audio", *p.loc)) for p in error.problems)) from None
-    return _read_bytes(value)
-
-
-def _read_bytes(value: Any) -> bytes:
-    """Raw bytes as they are, and text as base64, with or without a `data:` prefix. Raises Invalid."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        found = ", ".join(map(str, value))[:80] if isinstance(value, Mapping) else repr(value)[:80]
-        raise Invalid(Problem((), "not a sound", found, _ALLOWED_INPUT))
-    if len(value) > _MOST_BASE64:
-        allowed = f"at most {MAX_BYTES:,} bytes"
-        raise Invalid(Problem((), "the file is too large", f"{len(value):,} characters", allowed))
-    text = value.partition(",")[2] if value.startswith("data:") else value
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise Invalid(Problem((), "not base64", value[:40], _ALLOWED_INPUT)) from None

@@ -17,12 +17,12 @@ from tasks.parts.images import (
     ImagePrediction,
     Pixels,
     black,
-    each,
     encode_png,
     pixels_of,
     read_image,
     reduced_pixels,
 )
+from tasks.parts.media import each
 from tasks.parts.pictures import Squares
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.tiles import TILE, tiled_all, tiles_of
@@ -94,16 +94,10 @@ class StyleCodec(WholeImageCodec):
 
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
         images = each(examples["image"], lambda _, data: reduced_pixels(data, self.largest_side))
-        faults = [(row, fault) for row, fault in enumerate(images) if isinstance(fault, Invalid)]
-        if faults:
-            raise Invalid(
-                *(p._replace(loc=("row", row + 1, *p.loc)) for row, e in faults for p in e.problems)
-            )
-        sound = [image for image in images if not isinstance(image, Invalid)]
         known: dict[bytes, tuple[int, Pixels]] = {}
         styled = []
         for pixels, name, data in zip(
-            sound, examples["style"], examples["style_image"], strict=True
+            images, examples["style"], examples["style_image"], strict=True
         ):
             if data not in known:
                 known[data] = self._known(reduced_pixels(data, self.style_size))
