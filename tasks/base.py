@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.base import Architecture, Learner
 from models.parts.options import AUTO, Option, Plain
+from tasks.parts.archives import refuse_foreign
 from tasks.parts.columns import Columns
 from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
@@ -172,6 +173,10 @@ class Task(Option):
 
     architecture: Any
 
+    has_columns: ClassVar[bool] = True
+    """Whether uploads have columns, which a request may call by other names."""
+    tells_splits: ClassVar[bool] = False
+    """Whether `read` gives a column `split` where a file says itself, say by folders, what each example is for."""
     bulky: ClassVar[tuple[str, ...]] = ()
     """Columns that all together may be larger than memory, and that `score` does without."""
     divides: ClassVar[bool] = True
@@ -235,25 +240,22 @@ class Task(Option):
         return examples.columns
 
     @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        """Whether a file says itself, say by folders, what each example is for: `read` adds a column `split` then."""
-        return False
-
-    @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
         """A checked data set from uploaded files: `file` (split here), or `train` [+ `validation`] [+ `test`].
 
         One `file` that tells its splits itself is split so, unless the options say how.
         Raises Invalid with every problem found, each naming file, row and column.
         """
-        telling = [name for name in files if cls.tells_splits(files[name], options)]
-        if "file" in telling and options.split.by is None:
-            own = options.split.model_copy(update={"by": SPLIT})
-            options = options.model_copy(update={"split": own})
+        if not cls.has_columns:
+            refuse_foreign(options.format, options.column_mapping, cls.formats)
         frames = read_each(files, lambda upload: cls.read(upload, options))
-        frames |= _of_one_split({name: frames[name] for name in telling if name != "file"})
+        if cls.tells_splits:
+            frames = _of_one_split(frames)
         whole = frames.get("train", frames.get("file"))
         assert whole is not None, "the route asks for `file` or `train`"
+        if cls.tells_splits and SPLIT in whole.columns and options.split.by is None:
+            own = options.split.model_copy(update={"by": SPLIT})
+            options = options.model_copy(update={"split": own})
         splits = split(frames, options.split, cls.stratum(whole, options))
         splits, schema, report = cls.describe(splits, options)
         return Checked(
@@ -330,15 +332,23 @@ class Task(Option):
 
 
 def _of_one_split(frames: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """The frames of splits whose files say themselves what they are for. Raises Invalid where they say otherwise."""
-    problems = [
-        Problem((name,), "is one split already", found, f"{name} alone, or all of it as `file`")
-        for name, frame in frames.items()
-        if SPLIT in frame.columns and (found := sorted(set(frame[SPLIT]))) != [name]
-    ]
+    """The same, less what files of one split say of it, and what is not said of every example.
+
+    Raises Invalid for a file that is one split and says otherwise.
+    """
+    kept, problems = {}, []
+    for name, frame in frames.items():
+        told = set(frame[SPLIT]) if SPLIT in frame.columns else {None}
+        if name == "file" and None not in told:
+            kept[name] = frame
+        elif None in told or told == {name}:
+            kept[name] = frame.drop(SPLIT, strict=False)
+        else:
+            allowed = f"{name} alone, or all of it as `file`"
+            problems.append(Problem((name,), "is one split already", sorted(told), allowed))
     if problems:
         raise Invalid(*problems)
-    return {name: frame.drop(SPLIT, strict=False) for name, frame in frames.items()}
+    return kept
 
 
 def read_each(files: Mapping[str, Upload], read: Callable[[Upload], Read]) -> dict[str, Read]:

@@ -16,7 +16,7 @@ from models.parts.options import AUTO, Auto, OneOf
 from models.parts.precision import autocast
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Upload
-from tasks.parts.archives import Archive, Limits, class_folders, open_archive
+from tasks.parts.archives import Archive, Limits, class_folders, open_archive, refuse_foreign
 from tasks.parts.augmentation import Augmentation, Mixing
 from tasks.parts.columns import Columns, Dense
 from tasks.parts.images import (
@@ -36,13 +36,12 @@ from tasks.parts.label_sets import (
     read_labels,
     with_rarest,
 )
-from tasks.parts.manifests import manifests, read_manifests, split_of
+from tasks.parts.manifests import manifests, read_manifests
 from tasks.parts.pictures import (
     Squares,
     as_shown,
     look,
     pixel_moments,
-    refuse_foreign,
     summary,
 )
 from tasks.parts.problems import Invalid, Problem
@@ -140,6 +139,7 @@ class ImageClassification(LabelTask):
         description="How training images are mixed with each other, before they are varied.",
     )
 
+    tells_splits = True
     bulky = ("image",)
     input_type = ImageInput
     codec_type = ImageCodec
@@ -159,17 +159,6 @@ class ImageClassification(LabelTask):
         mapping = {} if listed else options.column_mapping
         refuse_foreign(options.format, mapping, cls.formats)
         return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        try:
-            with open_archive(upload.path, _LIMITS) as archive:
-                tables = _tables(archive, options)
-                if tables:
-                    return split_of(tables[0]) is not None
-                return class_folders(archive)[0].split is not None
-        except Invalid:
-            return False  # said, with its place, when the file is read
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
@@ -238,14 +227,13 @@ class ImageClassification(LabelTask):
 def _read_folders(archive: Archive, options: DatasetOptions) -> pl.DataFrame:
     """The files of folders that are labels: `name`, `label`, and `split` where folders tell it."""
     placed = class_folders(archive)
-    frame = pl.DataFrame(
+    return pl.DataFrame(
         {
             "name": pl.Series([place.name for place in placed], dtype=pl.String),
             "label": read_labels(pl.Series([place.label for place in placed]), options),
             SPLIT: pl.Series([place.split for place in placed], dtype=pl.String),
         }
     )
-    return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
 
 
 def _tables(archive: Archive, options: DatasetOptions) -> list[str]:

@@ -17,7 +17,6 @@ from models.ddpm import DDPM
 from models.parts.generating import ImageMaker
 from models.parts.options import AUTO, Auto, OneOf, Plain
 from tasks.base import (
-    Checked,
     Codec,
     DatasetOptions,
     Facts,
@@ -37,7 +36,7 @@ from tasks.parts.images import (
     encode_png,
 )
 from tasks.parts.labels import balance, check_classes, count_labels
-from tasks.parts.pictures import look, refuse_foreign, summary
+from tasks.parts.pictures import look, summary
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.realism import (
     FEATURES,
@@ -205,6 +204,8 @@ class ImageGeneration(Task):
         description="Also learn from mirrored images; wrong where left and right matter, as in writing.",
     )
 
+    has_columns = False
+    tells_splits = True
     bulky = ("image",)
     divides = False
     input_type = ImageGenerationInput
@@ -223,20 +224,6 @@ class ImageGeneration(Task):
     }
 
     @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, but archives have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        try:
-            with open_archive(upload.path, _LIMITS) as archive:
-                return image_folders(archive)[0].split is not None
-        except Invalid:
-            return False  # said, with its place, when the file is read
-
-    @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
         """One row per image: `image`, `label` or null, `name`, its facts, and `split` where folders tell it."""
         with open_archive(upload.path, _LIMITS) as archive:
@@ -251,8 +238,7 @@ class ImageGeneration(Task):
             ]
         schema = {"image": pl.Binary, "label": pl.String, "name": pl.String, SPLIT: pl.String}
         frame = pl.DataFrame(rows, schema=schema, orient="row")
-        frame = frame.with_columns(look(frame))
-        return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
+        return frame.with_columns(look(frame))
 
     @classmethod
     def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:

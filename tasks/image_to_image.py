@@ -16,7 +16,6 @@ from models.parts.losses import ImageLoss
 from models.parts.options import AUTO, Auto, OneOf
 from models.unet import UNet
 from tasks.base import (
-    Checked,
     DatasetOptions,
     Facts,
     Metrics,
@@ -35,7 +34,7 @@ from tasks.parts.degradations import (
 )
 from tasks.parts.degraded import ImageToImageCodec
 from tasks.parts.fidelity import Fidelity, fidelity
-from tasks.parts.image_pairs import has_split_folders, read_images
+from tasks.parts.image_pairs import read_images
 from tasks.parts.images import (
     EncodedImage,
     ImageFacts,
@@ -44,7 +43,7 @@ from tasks.parts.images import (
     Pixels,
     pixels_of,
 )
-from tasks.parts.pictures import refuse_foreign, summary
+from tasks.parts.pictures import summary
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.restoring import Restorer
 
@@ -101,6 +100,8 @@ class ImageToImage(Task):
         "is never cut.",
     )
 
+    has_columns = False
+    tells_splits = True
     input_type = ImageToImageInput
     parameters_type = Holes
     prediction_type = ImagePrediction
@@ -117,16 +118,6 @@ class ImageToImage(Task):
         "pairs": "A zip of two folders, `input/` (or `source/`, `lr/`) and `target/` (or `hr/`), with images of the "
         f"same names, targets of the same size or 2 to 8 times as large in all pairs; {_FOLDERS}.",
     }
-
-    @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, but archives have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return has_split_folders(upload)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:

@@ -197,7 +197,7 @@ class InstanceSegmentation(SceneTask):
                 frame = _of_coco(archive)
             else:
                 frame = _of_numbers(archive)
-        return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
+        return frame
 
     @classmethod
     def describe(

@@ -15,7 +15,7 @@ from models.parts.options import AUTO, Auto, OneOf
 from models.parts.schedules import Cosine
 from models.parts.set_prediction import SetPrediction
 from models.resnet import ResNet
-from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
+from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.parts.augmentation import Augmentation
 from tasks.parts.average_precision import (
     PRECISION_METRICS,
@@ -36,10 +36,9 @@ from tasks.parts.marked_files import (
     MARKED_FORMATS,
     STRATUM,
     describe_marked,
-    has_splits,
     read_marked,
 )
-from tasks.parts.pictures import as_shown, pixel_moments, refuse_foreign
+from tasks.parts.pictures import as_shown, pixel_moments
 
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 16, 1024, 16
 AIM = 24
@@ -68,6 +67,8 @@ class ObjectDetection(Task):
         AUTO, description="How training images are varied; `{}` leaves them as they are."
     )
 
+    has_columns = False
+    tells_splits = True
     bulky = ("image",)
     input_type = DetectionInput
     parameters_type = DetectionParameters
@@ -77,16 +78,6 @@ class ObjectDetection(Task):
     metrics = PRECISION_METRICS
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "channels")
     formats: ClassVar[Mapping[str, str]] = MARKED_FORMATS
-
-    @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, but archives have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, list(MARKED_FORMATS))
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return has_splits(upload, options)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:

@@ -11,10 +11,10 @@ from pydantic import Field
 from models.base import Architecture, ImageBackbone
 from models.parts.detection import Detector
 from models.parts.options import AUTO, Auto, OneOf
-from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
+from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.object_detection import LARGEST_SIDE, SMALLEST_SIDE, STEP, ObjectDetection
 from tasks.parts.augmentation import Augmentation
-from tasks.parts.filmed import MOT, MOT_SENTENCE, has_splits, read_sequences
+from tasks.parts.filmed import MOT, MOT_SENTENCE, read_sequences
 from tasks.parts.following import (
     Tracker,
     TrackingCodec,
@@ -25,7 +25,6 @@ from tasks.parts.following import (
 from tasks.parts.images import ImageFacts
 from tasks.parts.marked import OBJECT
 from tasks.parts.marked_files import describe_marked
-from tasks.parts.pictures import refuse_foreign
 from tasks.parts.tracking_metrics import TRACKING_METRICS, Scene, Tally, of_label, tally, total
 from tasks.parts.tracks import Association, Byte
 
@@ -57,6 +56,8 @@ class ObjectTracking(Task):
         AUTO, description="How training frames are varied; `{}` leaves them as they are."
     )
 
+    has_columns = False
+    tells_splits = True
     bulky = ("frames",)
     input_type = TrackingInput
     parameters_type = TrackingParameters
@@ -66,16 +67,6 @@ class ObjectTracking(Task):
     metrics = TRACKING_METRICS
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "image_size", "channels")
     formats: ClassVar[Mapping[str, str]] = {MOT: MOT_SENTENCE}
-
-    @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, by whole sequences; archives have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, [MOT])
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return has_splits(upload)
 
     @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:

@@ -155,7 +155,7 @@ class SemanticSegmentation(SceneTask):
                 frame = _of_coco(archive)
             else:
                 frame = _of_masks(archive)
-        return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
+        return frame
 
     @classmethod
     def describe(

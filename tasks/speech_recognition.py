@@ -35,7 +35,7 @@ from tasks.parts.columns import Columns, Dense, Ragged, ragged
 from tasks.parts.ngrams import LanguageModel, NGrams, automaton, count_ngrams
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.recognition import SpeechRecognizer
-from tasks.parts.recordings import FORMATS, has_splits, read_recordings, unused
+from tasks.parts.recordings import FORMATS, read_recordings, unused
 from tasks.parts.sound_augmentation import SoundAugmentation
 from tasks.parts.sounds import (
     MAX_SECONDS,
@@ -45,7 +45,6 @@ from tasks.parts.sounds import (
     read_sound,
     silence,
 )
-from tasks.parts.splits import SPLIT
 from tasks.parts.texts import measure
 from tasks.parts.transcripts import SPEECH_METRICS, score_transcripts, worst_transcripts
 
@@ -263,6 +262,7 @@ class SpeechRecognition(Task):
         description="Beams where a request asks for no number, and of every answer that is judged.",
     )
 
+    tells_splits = True
     bulky = ("audio",)
     divides = False
     input_type = SpeechInput
@@ -281,10 +281,6 @@ class SpeechRecognition(Task):
     )
 
     @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return has_splits(upload)
-
-    @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
         frame = read_recordings(upload, options)
         _check_pace(frame)
@@ -298,14 +294,6 @@ class SpeechRecognition(Task):
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:
-        several = [
-            name for name, frame in splits.items() if SPLIT in frame and frame[SPLIT].n_unique() > 1
-        ]
-        if several:
-            allowed = "one split, or the archive as `file`"
-            raise Invalid(
-                *(Problem((name,), "has splits of its own", "several", allowed) for name in several)
-            )
         whole, train = pl.concat(splits.values(), how="diagonal"), splits["train"]
         known = set("".join(train["text"]))
         schema = {

@@ -24,7 +24,7 @@ from models.parts.looks import (
 from models.parts.options import AUTO, Auto, OneOf
 from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_each
 from tasks.parts.images import ImageFacts, Pixels, inspect, pixels_of, reduced_pixels
-from tasks.parts.pictures import Squares, as_shown, refuse_foreign, summary
+from tasks.parts.pictures import Squares, as_shown, summary
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.style_archives import paired, read_contents, read_styles
 from tasks.parts.styled import StyleCodec, StyleInput, StylePrediction, Styling, named_styles
@@ -77,6 +77,7 @@ class StyleTransfer(Task):
         True, description="Whether crops are mirrored; wrong where left and right matter."
     )
 
+    has_columns = False
     input_type = StyleInput
     parameters_type = Styling
     prediction_type = StylePrediction
@@ -98,7 +99,6 @@ class StyleTransfer(Task):
     @classmethod
     def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
         """As every task; every split's photos get the styles of the train file in turn."""
-        refuse_foreign(options.format, options.column_mapping, [FORMAT])
         checked = super().check(files, options)
         source = {name: files[name] for name in ("file", "train") if name in files}
         (styles,) = read_each(source, read_styles).values()

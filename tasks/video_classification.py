@@ -25,8 +25,8 @@ from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.whereabouts import WhatAndWhere
 from models.resnet import ResNet
-from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload
-from tasks.parts.archives import Limits, class_folders, has_split_folders, open_archive
+from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
+from tasks.parts.archives import Limits, class_folders, open_archive
 from tasks.parts.augmentation import Augmentation
 from tasks.parts.clips import MAX_BYTES, ClipFacts, ClipInput, Pixels, frames, read_clip, still
 from tasks.parts.columns import Columns, Dense
@@ -41,7 +41,7 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
-from tasks.parts.pictures import Squares, as_shown, refuse_foreign
+from tasks.parts.pictures import Squares, as_shown
 from tasks.parts.splits import SPLIT
 
 FORMAT = "class-folders"
@@ -185,6 +185,8 @@ class VideoClassification(Task):
         description="How training clips are varied, all frames of one alike; `{}` leaves them as they are.",
     )
 
+    has_columns = False
+    tells_splits = True
     bulky = ("clip",)
     input_type = ClipInput
     prediction_type = LabelPrediction
@@ -204,16 +206,6 @@ class VideoClassification(Task):
     }
 
     @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, but folders have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, [FORMAT])
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return has_split_folders(upload.path, _LIMITS)
-
-    @classmethod
     def read(cls, upload: Upload, options: DatasetOptions) -> pl.DataFrame:
         """One row per clip: `clip`, `label`, `name`, its facts, and `split` where folders tell it."""
         kinds = {"clip": pl.Binary, "label": pl.String, "name": pl.String, SPLIT: pl.String}
@@ -223,8 +215,7 @@ class VideoClassification(Task):
                 for place in class_folders(archive)
             ]
         frame = pl.DataFrame(rows, schema=kinds, orient="row")
-        frame = frame.with_columns(look(frame))
-        return frame if frame[SPLIT].null_count() == 0 else frame.drop(SPLIT)
+        return frame.with_columns(look(frame))
 
     @classmethod
     def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:

@@ -4,7 +4,7 @@ import re
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -294,10 +294,14 @@ def _deep(paths: list[list[str]]) -> bool:
     return max(map(len, paths)) > 2
 
 
-def has_split_folders(path: Path, limits: Limits) -> bool:
-    """Whether the class folders of an archive lie within folders per split."""
-    try:
-        with open_archive(path, limits) as archive:
-            return class_folders(archive)[0].split is not None
-    except Invalid:
-        return False  # said, with its place, when the file is read
+def refuse_foreign(
+    format: str | None, column_mapping: Mapping[str, str], formats: Collection[str]
+) -> None:
+    """Raises Invalid for options that mean nothing for an archive of files, whose formats are these."""
+    if format is not None and format not in formats:
+        raise Invalid(Problem(("options", "format"), "no such format", format, list(formats)))
+    if column_mapping:
+        found = sorted(column_mapping)
+        raise Invalid(
+            Problem(("options", "column_mapping"), "an archive has no columns", found, {})
+        )

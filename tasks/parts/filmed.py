@@ -98,16 +98,6 @@ def read_sequences(upload: Upload) -> pl.DataFrame:
     return frame
 
 
-def has_splits(upload: Upload) -> bool:
-    """Whether an archive says itself which sequences are held out."""
-    try:
-        with open_archive(upload.path, _LIMITS) as archive:
-            found = {split_of_sequence(sequence) for sequence in sequences_of(archive)}
-    except Invalid:
-        return False  # said, with its place, when the file is read
-    return len(found) > 1
-
-
 def split_of_sequence(sequence: Filmed) -> str | None:
     """The split that its name begins with, or that a folder around it is named after."""
     first = re.match("[a-z]+", sequence.name.lower())

@@ -55,7 +55,7 @@ def read_images(upload: Upload) -> pl.DataFrame:
     if paired:
         found = found.rename({"image": "target"}).with_columns(pl.Series("image", sources))
         found = found.with_columns(_compared(found, [place.source or "" for place in placed]))
-    return found if found[SPLIT].null_count() == 0 else found.drop(SPLIT)
+    return found
 
 
 def places(archive: Archive) -> list[Placed]:
@@ -76,15 +76,6 @@ def places(archive: Archive) -> list[Placed]:
         return [Placed(name, None, split) for name, split in zip(names, splits, strict=True)]
     keys = ["/".join(path).rpartition(".")[0] or "/".join(path) for path in paths]
     return _joined(names, keys, roles, splits)
-
-
-def has_split_folders(upload: Upload) -> bool:
-    """Whether the folders of an archive say which split its images are of."""
-    try:
-        with open_archive(upload.path, LIMITS) as archive:
-            return places(archive)[0].split is not None
-    except Invalid:
-        return False  # said, with its place, when the file is read
 
 
 def _role(path: Sequence[str]) -> tuple[str, ...] | None:

@@ -58,16 +58,6 @@ def format_of(archive: Archive) -> str:
     return VOC if xml_files(archive) else YOLO
 
 
-def has_splits(upload: Upload, options: DatasetOptions) -> bool:
-    """Whether an archive says itself which images are held out."""
-    try:
-        with open_archive(upload.path, _LIMITS) as archive:
-            pictures = _READERS[options.format or format_of(archive)](archive)
-    except Invalid:
-        return False  # said, with its place, when the file is read
-    return len({picture.split for picture in pictures}) > 1
-
-
 def describe_marked(
     splits: Mapping[str, pl.DataFrame],
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:

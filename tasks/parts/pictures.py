@@ -1,7 +1,6 @@
 """Columns of images: looked at, described, and measured."""
 
 import math
-from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import polars as pl
@@ -32,19 +31,6 @@ def as_shown(base: Any) -> dict[str, Any]:
         allowed = "a model of another task on images"
         raise Invalid(Problem(("base",), "does not read images as this task does", None, allowed))
     return {name: getattr(base, name) for name in Squares.model_fields}
-
-
-def refuse_foreign(
-    format: str | None, column_mapping: Mapping[str, str], formats: Collection[str]
-) -> None:
-    """Raises Invalid for options that mean nothing for an archive of files, whose formats are these."""
-    if format is not None and format not in formats:
-        raise Invalid(Problem(("options", "format"), "no such format", format, list(formats)))
-    if column_mapping:
-        found = sorted(column_mapping)
-        raise Invalid(
-            Problem(("options", "column_mapping"), "an archive has no columns", found, {})
-        )
 
 
 def look(frame: pl.DataFrame) -> pl.DataFrame:

@@ -86,19 +86,6 @@ def read_recordings(upload: Upload, options: DatasetOptions) -> pl.DataFrame:
     return frame if frame[by].null_count() == 0 else frame.drop(by)
 
 
-def has_splits(upload: Upload) -> bool:
-    """Whether the layout of an archive tells which split each sound belongs to."""
-    try:
-        with open_archive(upload.path, _LIMITS) as archive:
-            names = [name for name in archive.names if not is_clutter(name)]
-    except Invalid:
-        return False  # said, with its place, when the file is read
-    kind, members = _layout(names)
-    if kind == "texts":
-        members = [name for name in names if _is_sound(name)]
-    return bool(members) and all(_split_of(name, kind) for name in members)
-
-
 def _layout(names: Sequence[str]) -> tuple[str, list[str]]:
     """The format of an archive, and its members that say what is said.
 

@@ -16,8 +16,8 @@ from models.parts.dense import IGNORED, Decoder, PixelDecoder, UNet, spread
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.precision import autocast
 from models.resnet import ResNet
-from tasks.base import Checked, Codec, DatasetOptions, Facts, Task, Upload
-from tasks.parts.archives import Limits, open_archive
+from tasks.base import Codec, Facts, Task
+from tasks.parts.archives import Limits
 from tasks.parts.augmentation import Augmentation
 from tasks.parts.columns import Columns, Dense
 from tasks.parts.images import (
@@ -31,8 +31,7 @@ from tasks.parts.images import (
     sides,
     size_of,
 )
-from tasks.parts.marked import images_of, split_of_folders
-from tasks.parts.pictures import pixel_moments, refuse_foreign
+from tasks.parts.pictures import pixel_moments
 from tasks.parts.problems import Invalid, Problem
 
 LIMITS = Limits(member=MAX_BYTES)
@@ -162,19 +161,11 @@ class SceneTask(Task):
         description="How training images and what is told of them are varied; `{}`: not at all.",
     )
 
+    has_columns = False
+    tells_splits = True
     bulky = ("image",)
     input_type = ImageInput
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "channels")
-
-    @classmethod
-    def check(cls, files: Mapping[str, Upload], options: DatasetOptions) -> Checked:
-        """As every task, but archives have no columns to map."""
-        refuse_foreign(options.format, options.column_mapping, list(cls.formats))
-        return super().check(files, options)
-
-    @classmethod
-    def tells_splits(cls, upload: Upload, options: DatasetOptions) -> bool:
-        return _has_splits(upload)
 
     @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
@@ -230,16 +221,6 @@ def _as_base(base: Any) -> dict[str, Any]:
         msg = "does not read images as this task does"
         raise Invalid(Problem(("base",), msg, None, allowed)) from None
     return {**read, "made_for": made_for}
-
-
-def _has_splits(upload: Upload) -> bool:
-    """Whether every image lies in the folder of a split; whatever is wrong is said when it is read."""
-    try:
-        with open_archive(upload.path, LIMITS) as archive:
-            found = images_of(archive)
-    except Invalid:
-        return False
-    return bool(found) and all(split_of_folders(name) for name in found)
 
 
 def _size(facts: Facts) -> tuple[int, int]:

@@ -202,6 +202,26 @@ def test_a_label_that_the_train_split_lacks_is_refused(tmp_path: Path) -> None:
         InstanceSegmentation.check(files, DatasetOptions())
 
 
+def test_annotations_of_several_splits_split_an_archive_and_are_no_split_themselves(
+    tmp_path: Path,
+) -> None:
+    members = outlines([[0, 0, 4, 0, 4, 4]], count=5)
+    whole = json.loads(members.pop("annotations.json"))
+    for split, held in (("train", {0, 1, 2}), ("val", {3, 4})):
+        part = {
+            "images": [image for image in whole["images"] if image["id"] in held],
+            "annotations": [a for a in whole["annotations"] if a["image_id"] in held],
+        }
+        members[f"annotations/instances_{split}.json"] = json.dumps({**whole, **part})
+    data = checked(members, tmp_path)
+    assert {name: frame.height for name, frame in data.splits.items()} == {
+        "train": 3,
+        "validation": 2,
+    }
+    with pytest.raises(Invalid, match="is one split already"):
+        InstanceSegmentation.check({"train": upload(members, tmp_path)}, DatasetOptions())
+
+
 # What is learned of pixels
 
 
