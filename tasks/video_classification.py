@@ -21,6 +21,7 @@ from models.base import (
 )
 from models.cnn import CNN
 from models.gru import GRU
+from models.parts.layers import Normalised
 from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.whereabouts import WhatAndWhere
@@ -88,9 +89,6 @@ class MeanOverTime(nn.Module):
 class VideoClassifier(Supervised):
     """Learns from clips (B, T, C, H, W) uint8: a vector for each frame, and what is read from these over time."""
 
-    scale: Tensor
-    offset: Tensor
-
     def __init__(
         self,
         backbone: MapBackbone,
@@ -108,13 +106,10 @@ class VideoClassifier(Supervised):
         super().__init__(backbone, nn.Linear(over_time.width, len(codec.labels)), criterion)
         self.seen, self.norm, self.over_time = seen, nn.LayerNorm(seen.width), over_time
         self.augmentation = augmentation
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (codec.mean, codec.std))
-        # Not among the weights: the codec holds them.
-        self.register_buffer("scale", 1 / std, persistent=False)
-        self.register_buffer("offset", -mean / std, persistent=False)
+        self.normalised = Normalised(codec.mean, codec.std)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        clips = self._varied(inputs[0]) if self.training else self._normalised(inputs[0])
+        clips = self._varied(inputs[0]) if self.training else self.normalised(inputs[0])
         vectors = self._vectors(clips)
         lengths = torch.full((len(clips),), clips.shape[1], device=clips.device)
         scores: Tensor = self.head(self.over_time(vectors, lengths))
@@ -123,13 +118,9 @@ class VideoClassifier(Supervised):
     def _varied(self, clips: Tensor) -> Tensor:
         """Normalised clips (B, T, C, H, W), the frames of each moved and lit alike: they are its channels."""
         shape = clips.shape[1:3]
-        moved = self._normalised(self.augmentation.move(clips.flatten(1, 2)).unflatten(1, shape))
+        moved = self.normalised(self.augmentation.move(clips.flatten(1, 2)).unflatten(1, shape))
         relit: Tensor = self.augmentation.relight(moved.flatten(1, 2)).unflatten(1, shape)
         return relit
-
-    def _normalised(self, clips: Tensor) -> Tensor:
-        """Pixels of mean 0 and deviation 1 (B, T, C, H, W)."""
-        return torch.addcmul(self.offset, clips.float(), self.scale)
 
     def _vectors(self, clips: Tensor) -> Tensor:
         """What is to be seen in each frame, and where: (B, T, features)."""

@@ -1,5 +1,6 @@
-"""Activations and norms a request can name, and what makes them safe for a batch of one."""
+"""Activations and norms a request can name, what makes them safe for a batch of one, and layers around networks."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -98,3 +99,20 @@ class PathDropout(nn.Module):
             return x
         kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.share
         return x * kept / (1 - self.share)
+
+
+class Normalised(nn.Module):
+    """Bytes of images (..., C, H, W) to numbers of mean 0 and deviation 1, if those of the bytes are these."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        # Not among the weights: codecs hold them.
+        self.register_buffer("scale", 1 / stds, persistent=False)
+        self.register_buffer("offset", -means / stds, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, images.float(), self.scale)

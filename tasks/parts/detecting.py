@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.base import Batch, MapBackbone, Supervised
 from models.parts.boxes import areas, suppressed
 from models.parts.detection import MOST, DetectionHead, Objects
+from models.parts.layers import Normalised
 from models.parts.options import Plain
 from models.parts.precision import autocast
 from tasks.base import Codec, read_fields
@@ -154,8 +155,6 @@ class ObjectDetector(Supervised):
 
     backbone: MapBackbone
     head: DetectionHead
-    scale: Tensor
-    offset: Tensor
 
     def __init__(
         self,
@@ -167,19 +166,13 @@ class ObjectDetector(Supervised):
     ) -> None:
         super().__init__(backbone, head, criterion)
         self.augmentation, self.side = augmentation, codec.side
-        mean, std = torch.tensor(codec.mean), torch.tensor(codec.std)
-        # Not among the weights: the codec holds them.
-        self.register_buffer("scale", (1 / std)[:, None, None], persistent=False)
-        self.register_buffer("offset", (-mean / std)[:, None, None], persistent=False)
+        self.normalised = Normalised(codec.mean, codec.std)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Images (B, C, H, W), normalised or bytes, to the outputs of the head (B, ...)."""
-        images = inputs[0] if inputs[0].is_floating_point() else self._normalised(inputs[0])
+        images = inputs[0] if inputs[0].is_floating_point() else self.normalised(inputs[0])
         outputs: Tensor = self.head(self.backbone.maps(images))
         return outputs
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, images.float(), self.scale)
 
     def loss(self, batch: Batch) -> Tensor:
         images, objects = self._varied(batch)
@@ -194,7 +187,7 @@ class ObjectDetector(Supervised):
 
     def _varied(self, batch: Batch) -> tuple[Tensor, Objects]:
         """Normalised images, moved and lit at random, and where their objects are then."""
-        images, objects = self._normalised(batch.inputs[0]), objects_of(batch)
+        images, objects = self.normalised(batch.inputs[0]), objects_of(batch)
         moved, boxes = self.augmentation.move_with_boxes(images, objects.boxes)
         return self.augmentation.relight(moved), kept_in(objects._replace(boxes=boxes))
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from tasks.parts.clips import ClipFacts, frames, inspect
-from tasks.parts.examples import pieces
 from tasks.parts.media import each
-from tasks.parts.pictures import SAMPLE_PIXELS
+from tasks.parts.pictures import moments
 
 
 def look(frame: pl.DataFrame) -> pl.DataFrame:
@@ -51,12 +50,4 @@ def pixel_moments(
     clips: pl.LazyFrame, side: int, channels: int, count: int
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the middle frames of so many clips, from 0 to 255."""
-    wanted = max(1, SAMPLE_PIXELS // side**2)
-    every, row, sample = max(1, count // wanted), 0, []
-    for piece in pieces(clips):
-        some = piece["clip"].gather_every(every, offset=-row % every)
-        sample.append(decode_all(some, 1, side, channels))
-        row += piece.height
-    pixels = torch.cat(sample).float()
-    std, mean = torch.std_mean(pixels, dim=(0, 1, 3, 4), correction=0)
-    return mean.tolist(), std.clamp(min=1).tolist()
+    return moments(clips, lambda some: decode_all(some, 1, side, channels)[:, 0], side**2, count)

@@ -49,9 +49,7 @@ def read_images(upload: Upload) -> pl.DataFrame:
         )
         if paired:
             sources = [archive.read(place.source or "") for place in placed]
-    facts = look(frame)
-    _refuse_small(frame["name"], facts)
-    found = frame.with_columns(facts)
+    found = frame.with_columns(look(frame, SMALLEST))
     if paired:
         found = found.rename({"image": "target"}).with_columns(pl.Series("image", sources))
         found = found.with_columns(_compared(found, [place.source or "" for place in placed]))
@@ -130,19 +128,6 @@ def _joined(
         raise Invalid(*problems)
     split_of = dict(zip(keys, splits, strict=True))
     return [Placed(name, inputs[key], split_of[key]) for key, name in targets.items()]
-
-
-def _refuse_small(names: pl.Series, facts: pl.DataFrame) -> None:
-    """Raises Invalid for images with hardly anything to see."""
-    sizes = zip(names, facts["width"], facts["height"], strict=True)
-    allowed = f"sides of at least {SMALLEST} pixels"
-    problems = [
-        Problem((name,), "the image is too small", f"{width} x {height}", allowed)
-        for name, width, height in sizes
-        if min(width, height) < SMALLEST
-    ]
-    if problems:
-        raise Invalid(*problems)
 
 
 def _compared(frame: pl.DataFrame, sources: list[str]) -> list[pl.Series]:

@@ -1,10 +1,13 @@
 """Columns of images: looked at, described, and measured."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from models.parts.options import Plain
 from tasks.parts.examples import pieces
@@ -33,9 +36,20 @@ def as_shown(base: Any) -> dict[str, Any]:
     return {name: getattr(base, name) for name in Squares.model_fields}
 
 
-def look(frame: pl.DataFrame) -> pl.DataFrame:
-    """What every image of a frame is like. Raises Invalid, naming those that cannot be decoded."""
+def look(frame: pl.DataFrame, smallest: int = 1) -> pl.DataFrame:
+    """What every image of a frame is like.
+
+    Raises Invalid, naming those that cannot be decoded, or else those with a side of fewer pixels than `smallest`.
+    """
     seen = each(frame["image"], lambda _, data: inspect(data), frame["name"])
+    allowed = f"sides of at least {smallest} pixels"
+    problems = [
+        Problem((name,), "the image is too small", f"{facts.width} x {facts.height}", allowed)
+        for name, facts in zip(frame["name"], seen, strict=True)
+        if min(facts.width, facts.height) < smallest
+    ]
+    if problems:
+        raise Invalid(*problems)
     return pl.DataFrame(seen, schema=ImageFacts._fields, orient="row")
 
 
@@ -58,12 +72,21 @@ def pixel_moments(
     images: pl.LazyFrame, size: Size, channels: int, count: int
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of so many images, in steps of 0 to 255."""
-    wanted = max(1, SAMPLE_PIXELS // math.prod(sides(size)))
+    decode = partial(decode_all, size=size, channels=channels)
+    return moments(images, decode, math.prod(sides(size)), count)
+
+
+def moments(
+    files: pl.LazyFrame, decode: Callable[[pl.Series], Tensor], pixels: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of so many files, the only column, in steps of 0 to 255.
+
+    `decode` makes images (N, C, H, W) of so many `pixels` of files.
+    """
+    wanted = max(1, SAMPLE_PIXELS // pixels)
     every, row, sample = max(1, count // wanted), 0, []
-    for piece in pieces(images):
-        some = piece["image"].gather_every(every, offset=-row % every)
-        sample.append(decode_all(some, size, channels))
+    for piece in pieces(files):
+        sample.append(decode(piece.to_series().gather_every(every, offset=-row % every)))
         row += piece.height
-    pixels = torch.cat(sample).float()
-    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
+    std, mean = torch.std_mean(torch.cat(sample).float(), dim=(0, 2, 3), correction=0)
     return mean.tolist(), std.clamp(min=1).tolist()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.base import Architecture, Batch, ImageBackbone, MapBackbone, Supervised
 from models.parts.dense import IGNORED, Decoder, PixelDecoder, UNet, spread
+from models.parts.layers import Normalised
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.precision import autocast
 from models.resnet import ResNet
@@ -104,8 +105,6 @@ class SceneLearner(Supervised):
     backbone: MapBackbone
     outside: ClassVar[tuple[int, ...]] = (IGNORED,)
     """What is told of pixels that come in from outside of an image, by target."""
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -117,15 +116,12 @@ class SceneLearner(Supervised):
     ) -> None:
         super().__init__(backbone, decoder, criterion)
         self.augmentation = augmentation
-        # Not among the weights: the codec holds them.
-        shape = (1, -1, 1, 1)
-        self.register_buffer("mean", torch.tensor(codec.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(codec.std).view(shape), persistent=False)
+        self.normalised = Normalised(codec.mean, codec.std)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the decoder says of every pixel: (B, outputs, H, W)."""
         (images,) = inputs
-        pixels = (images.float() - self.mean) / self.std
+        pixels = self.normalised(images)
         if self.training:
             pixels = self.augmentation.relight(pixels)
         return spread(self.head(pixels, self.backbone.maps(pixels)), pixels)

@@ -37,7 +37,7 @@ def read_contents(upload: Upload) -> pl.DataFrame:
             raise Invalid(Problem((), "no content", _folders(archive), _ALLOWED))
         frame = _frame(archive, members.contents)
         _, facts = (
-            _looked_at(_frame(archive, names)) for names in (members.styles, members.contents)
+            look(_frame(archive, names), SMALLEST) for names in (members.styles, members.contents)
         )
     return frame.with_columns(facts)
 
@@ -106,21 +106,6 @@ def _frame(archive: Archive, names: Sequence[str]) -> pl.DataFrame:
         {"image": [archive.read(name) for name in names], "name": list(names)},
         schema={"image": pl.Binary, "name": pl.String},
     )
-
-
-def _looked_at(frame: pl.DataFrame) -> pl.DataFrame:
-    """Facts of images. Raises Invalid, naming those that cannot be read or show hardly anything."""
-    facts = look(frame)
-    sizes = zip(frame["name"], facts["width"], facts["height"], strict=True)
-    allowed = f"sides of at least {SMALLEST} pixels"
-    problems = [
-        Problem((name,), "the image is too small", f"{width} x {height}", allowed)
-        for name, width, height in sizes
-        if min(width, height) < SMALLEST
-    ]
-    if problems:
-        raise Invalid(*problems)
-    return facts
 
 
 def paired(contents: pl.DataFrame, styles: dict[str, bytes]) -> pl.DataFrame:

@@ -168,7 +168,7 @@ def test_pixels_have_mean_0_and_deviation_1(data: Checked) -> None:
     task = task_for(data)
     codec = codec_for(task, data)
     pixels = codec.encode(data.splits["train"]).batch(torch.arange(16)).inputs[0]
-    normal = task.build(codec)._normalised(pixels)
+    normal = task.build(codec).normalised(pixels)
     assert abs(float(normal.mean())) < 0.2
     assert abs(float(normal.std()) - 1) < 0.2
 
