@@ -29,11 +29,9 @@ from tasks.parts.images import (
     decode,
     decode_all,
     read_image,
-    sides,
     size_of,
 )
-from tasks.parts.pictures import pixel_moments
-from tasks.parts.problems import Invalid, Problem
+from tasks.parts.pictures import as_shown, pixel_moments
 
 LIMITS = Limits(member=MAX_BYTES)
 STEP, LARGEST_SIDE = 32, 2048
@@ -207,16 +205,11 @@ class SceneTask(Task):
 
 def _as_base(base: Any) -> dict[str, Any]:
     """How another task's codec has images read. Raises Invalid when it does not."""
-    try:
-        read = {"channels": base.channels, "mean": base.mean, "std": base.std}
-        made_for = getattr(base, "made_for", None) or sides(
-            getattr(base, "side", None) or base.size
-        )
-    except AttributeError:
-        allowed = "a model of a task on images"
-        msg = "does not read images as this task does"
-        raise Invalid(Problem(("base",), msg, None, allowed)) from None
-    return {**read, "made_for": made_for}
+    if isinstance(base, SceneCodec):
+        return {name: getattr(base, name) for name in ("channels", "mean", "std", "made_for")}
+    shown = as_shown(base)
+    side = shown.pop("side")
+    return {**shown, "made_for": (side, side)}
 
 
 def _size(facts: Facts) -> tuple[int, int]:
