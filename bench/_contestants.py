@@ -110,7 +110,7 @@ def lightning(workload: Workload, gate: Gate) -> None:
 
 
 def huggingface(workload: Workload, gate: Gate) -> None:
-    import transformers  # type: ignore[import-not-found]
+    import transformers
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -121,7 +121,7 @@ def huggingface(workload: Workload, gate: Gate) -> None:
             scores = self.network(inputs)
             return {"loss": F.cross_entropy(scores, labels), "logits": scores}
 
-    class Epochs(transformers.TrainerCallback):  # type: ignore[misc]
+    class Epochs(transformers.TrainerCallback):
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
             gate()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.base import Architecture, Learner
 from models.parts.options import AUTO, Option, Plain
+from models.parts.published import Published, Unusable
 from tasks.parts.archives import refuse_foreign
 from tasks.parts.columns import Columns
 from tasks.parts.examples import pieces
@@ -313,6 +314,10 @@ class Task(Option):
         The `bulky` columns of the split are read in pieces at the most.
         Raises Invalid when the data cannot be read with the base's codec.
         """
+
+    def reading(self, published: Published) -> Any:
+        """How a published checkpoint reads examples, as what `learn_codec` takes of a base. Raises Unusable."""
+        raise Unusable(f"{self.name} has no checkpoints to begin with")
 
     @abstractmethod
     def build(self, codec: Any) -> Learner:

@@ -1,6 +1,6 @@
 """What is on offer, and how a request becomes exactly what will be trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field, TypeAdapter
@@ -8,6 +8,8 @@ from pydantic import Field, TypeAdapter
 from models.base import Architecture
 from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, LARGEST, OneOf, Plain
+from models.parts.pretrained import Pretrained
+from models.parts.published import Published, Unusable
 from models.parts.schedules import Cosine
 from models.parts.training import Training, Transfer
 from tasks.base import Facts, Task
@@ -71,12 +73,29 @@ def resolve(
     if base is not None:
         task = _on_base(task, base)
         transfer = transfer or Transfer()
+    elif isinstance(task.architecture, Pretrained):
+        transfer = transfer or Transfer()
     elif transfer is not None:
-        raise Invalid(
-            Problem(("transfer",), "there is no base to take over from", None, "a `base`")
-        )
+        allowed = "a `base`, or an architecture that is pretrained"
+        raise Invalid(Problem(("transfer",), "there is nothing to take over", None, allowed))
     task = task.resolve(facts)
     return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
+
+
+def grounded(task: Task, find: Callable[[Pretrained], Published]) -> Task:
+    """The task with what the published checkpoint says that its architecture begins with, if it does.
+
+    `find` may take long. Raises Invalid when the checkpoint cannot be had or is of no use.
+    """
+    architecture = task.architecture
+    if not isinstance(architecture, Pretrained) or architecture.config is not None:
+        return task
+    try:
+        found = architecture.grounded(find(architecture))
+    except Unusable as error:
+        place = ("task", "architecture", "checkpoint")
+        raise Invalid(Problem(place, str(error), architecture.checkpoint)) from None
+    return task.model_copy(update={"architecture": found})
 
 
 def _on_base(task: Task, base: Task) -> Task:

@@ -6,9 +6,13 @@ from typing import Any
 from models.base import NotTransferable
 from models.parts.compiling import CannotCompile
 from models.parts.memory import ran_out
+from models.parts.published import Unusable
 from store.errors import NotFound
 from tasks.parts.problems import Invalid
 from worker.loop import Diverged
+
+_PLAIN = Invalid | Diverged | NotTransferable | Unusable | NotFound | CannotCompile
+"""Errors whose message is for users."""
 
 
 def explain(error: Exception) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def _code(error: Exception) -> str:
             return "invalid_data"
         case Diverged():
             return "diverged"
-        case NotTransferable():
+        case NotTransferable() | Unusable():
             return "not_transferable"
         case NotFound():
             return "not_found"
@@ -35,7 +39,7 @@ def _code(error: Exception) -> str:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, Invalid | Diverged | NotTransferable | NotFound | CannotCompile):
+    if isinstance(error, _PLAIN):
         return _sentence(str(error))
     if ran_out(error):
         return (

@@ -159,11 +159,13 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     find = checkpoints.last if desk.group.rank else checkpoints.newest
     checkpoint = find(desk.database, job)
     base = None if checkpoint else desk.base
+    published = None if checkpoint or base else materials.published(spec.task.architecture)
     examples = {name: materials.examples(blob) for name, blob in files.items()}
     if checkpoint is not None:
         codec = spec.task.codec_type.model_validate(materials.codec(checkpoint))
     else:
-        codec = spec.task.learn_codec(examples["train"], dataset.schema, base and base.codec)
+        reading = base.codec if base else published and spec.task.reading(published)
+        codec = spec.task.learn_codec(examples["train"], dataset.schema, reading)
     splits = {
         name: materials.split(files[name], rows, spec.task, codec, desk.go_on)
         for name, rows in examples.items()
@@ -175,6 +177,8 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     if base is not None:
         alike = type(spec.task) is type(base.task) and spec.task.same_outputs(codec, base.codec)
         learner.take_over(base.learner, head=alike)
+    if published is not None:
+        spec.task.architecture.begin(learner, published)
     desk.group.place(learner, desk.device)
     plan = plan_of(learner, splits["train"].columns, spec.training)
     learner.start(spec.training, spec.transfer, plan.steps)

@@ -7,6 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from models.base import Architecture
+from models.parts.pretrained import Pretrained
+from models.parts.published import Published, from_hub
 from store import blobs, checkpoints, datasets
 from store.session import Database
 from store.tables import Checkpoint, Dataset
@@ -71,6 +74,12 @@ class Materials:
         task = read_spec(checkpoint.spec).task
         weights = self.blob(checkpoint.weights_blob)
         return trained.load(task, self.codec(checkpoint), weights, device)
+
+    def published(self, architecture: Architecture) -> Published | None:
+        """What a pretrained architecture begins with. Raises Unusable."""
+        if not isinstance(architecture, Pretrained):
+            return None
+        return from_hub(architecture.checkpoint, architecture.revision, weights=True)
 
     def codec(self, checkpoint: Checkpoint) -> Any:
         """The codec of a checkpoint, as JSON data."""

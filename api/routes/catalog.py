@@ -96,8 +96,9 @@ def get_task(_: Predict, name: str) -> TaskDetails:
 def list_architectures(_: Predict) -> Any:
     """Everything that learns, with its hyperparameters, on one page."""
     families = (catalog.family_of(task) for task in catalog.tasks().values())
-    found = {name: each for f in families for name, each in catalog.architectures(f).items()}
-    return {"data": [_architecture(found[name]) for name in sorted(found)]}
+    found = {each for family in families for each in catalog.architectures(family).values()}
+    in_order = sorted(found, key=lambda each: (each.option_name(), each.__name__))
+    return {"data": [_architecture(each) for each in in_order]}
 
 
 def _short(task: type[Task]) -> TaskOut:

@@ -25,11 +25,14 @@ from models.base import (
 )
 from models.parts.training import Training, Transfer
 from tests.models import toys
+from tests.published import smallest
 
 
 def each(architectures: list[type[Architecture]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
-        "architecture", [a() for a in architectures], ids=[a.option_name() for a in architectures]
+        "architecture",
+        [smallest(a) for a in architectures],
+        ids=[a.option_name() for a in architectures],
     )
 
 

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from models.base import Learner
+from models.parts.pretrained import Pretrained
 from models.parts.training import Training, Transfer
 from tasks import catalog
 from tasks.base import Facts, Upload
 from tasks.trained import Trained
+from tests import published
 from worker.loop import Split, fit, plan_of
 
 
@@ -45,14 +47,22 @@ def course(
         checked = kind.check({"file": Upload(path, "upload")}, kind.options_type())
     facts = Facts(checked.schema, {name: frame.height for name, frame in checked.splits.items()})
     asked = kind.model_validate({"name": task, "architecture": architecture, **fields})
+    asked = catalog.grounded(asked, published.find)
     given = Training.model_validate({"epochs": 3, "batch_size": 16} | (training or {}))
     spec = catalog.resolve(task, facts, asked, given, None)
-    codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema)
+    begins = isinstance(spec.task.architecture, Pretrained)
+    found = published.find(spec.task.architecture) if begins else None
+    reading = found and spec.task.reading(found)
+    codec = spec.task.learn_codec(checked.splits["train"].lazy(), checked.schema, reading)
     splits = {name: Split(codec.encode(frame), frame) for name, frame in checked.splits.items()}
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
+    if found is not None:
+        spec.task.architecture.begin(learner, found)
     learner.start(
-        spec.training, transfer, plan_of(learner, splits["train"].columns, spec.training).steps
+        spec.training,
+        transfer or spec.transfer,
+        plan_of(learner, splits["train"].columns, spec.training).steps,
     )
     return Course(
         Trained(spec.task, codec, learner), splits["train"], splits["validation"], spec.training
