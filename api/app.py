@@ -17,6 +17,7 @@ from api.docs import DESCRIPTION, TAGS, Documented, add_docs
 from api.envelope import Bound, Envelope
 from api.errors import add_error_table, documented
 from api.lean import Shortcut
+from api.published import Shelf
 from api.queue import Bell
 from api.routes import (
     admin,
@@ -33,6 +34,7 @@ from api.routes import (
     open_inference,
     openai,
     predict,
+    pretrained,
     sweeps,
     webhooks,
 )
@@ -46,7 +48,7 @@ from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
 _JOBS = jobs, feeds, checkpoints, artifacts, sweeps, batches
-_OTHERS = catalog, datasets, *_JOBS, models, webhooks, admin
+_OTHERS = catalog, datasets, *_JOBS, models, pretrained, webhooks, admin
 PREDICTING = (
     predict.router,
     huggingface.router,
@@ -56,7 +58,7 @@ PREDICTING = (
     openai.router,
 )
 ROUTERS = (*PREDICTING, *(routes.router for routes in _OTHERS))
-UPLOADS = re.compile(r"/v1/datasets|/v1/models/[^/]+/batch-predict")
+UPLOADS = re.compile(r"/v1/datasets|/v1/pretrained|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)
 
 
@@ -131,6 +133,8 @@ async def _all_but_predictions(app: FastAPI, database: Database) -> AsyncIterato
     folder = settings.data_dir / "cache" / "examples"
     app.state.cache = Cache(database, folder, settings.cache_bytes)
     with own_folder(settings.data_dir / "uploads") as app.state.uploads:
+        shelf = Shelf(database, app.state.cache, app.state.uploads / "published", settings)
+        app.state.shelf = shelf
         async with sending(database, private=settings.webhook_private):
             yield
 

@@ -25,6 +25,7 @@ from api.settings import ApiSettings
 from api.stopping import Stopping
 from tasks.base import DatasetOptions, Upload
 from tasks.catalog import task_named
+from tasks.parts.hub_archives import Unpacked, unpack
 from tasks.parts.inputs import read_inputs
 from tasks.parts.problems import Invalid, Problem
 
@@ -81,6 +82,10 @@ class Checker:
         """
         self._run(_read, (task, upload), folder, "file")
         return folder / _INPUTS
+
+    def unpack(self, upload: Upload, folder: Path) -> Unpacked:
+        """A zipped checkpoint in the Hub's layout; its files lie in `folder`. Raises like `check`."""
+        return Unpacked(**self._run(_unpack, (upload,), folder, "file"))
 
     def _run(
         self, work: _Work, arguments: tuple[Any, ...], folder: Path, loc: str
@@ -189,6 +194,13 @@ def _read(task: str, upload: Upload, folder: Path) -> dict[str, Any]:
         raise Invalid(*(p._replace(loc=("file", *p.loc)) for p in error.problems)) from None
     _write(inputs, folder / _INPUTS)
     return {}
+
+
+def _unpack(upload: Upload, folder: Path) -> dict[str, Any]:
+    try:
+        return unpack(upload.path, folder)._asdict()
+    except Invalid as error:
+        raise Invalid(*(p._replace(loc=("file", *p.loc)) for p in error.problems)) from None
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -1,11 +1,12 @@
 """What the web side reads from its environment."""
 
 from importlib.util import find_spec
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
-from store.settings import StoreSettings
+from store.settings import StoreSettings, split_list
 
 MIB = 2**20
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -36,8 +37,14 @@ class ApiSettings(StoreSettings):
         False, description="Send webhooks over http:// and to private addresses, too."
     )
 
+    hub_checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",),
+        description="Checkpoints of the Hugging Face Hub that jobs may begin with, as comma-separated patterns "
+        "such as `google/*`; empty: none.",
+    )
+
     body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, uploads excepted.")
-    upload_bytes: int = Field(2048 * MIB, ge=1, description="Largest upload of a data set.")
+    upload_bytes: int = Field(2048 * MIB, ge=1, description="Largest upload.")
     check_seconds: int = Field(
         600, ge=1, description="Processor and wall-clock time one check of a data set may take."
     )
@@ -74,6 +81,11 @@ class ApiSettings(StoreSettings):
         description="What computes networks on the CPU: torch, or also ONNX Runtime where it is faster, "
         "which `pip install modelyard[onnx]` brings.",
     )
+
+    @field_validator("hub_checkpoints", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return split_list(value)
 
     @model_validator(mode="after")
     def _check_port(self) -> Self:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from api import faults
 from api.addresses import read_url
 from api.job_schemas import JobCreate, Resources, Webhook, model_name_of
+from api.published import Find
 from models.parts.options import LARGEST
 from store import artifacts, checkpoints, datasets, jobs, models, workers
 from store.columns import Object
@@ -15,7 +16,7 @@ from store.errors import Conflict
 from store.models import Resolved
 from store.tables import Dataset, Job
 from tasks.base import Facts
-from tasks.catalog import Spec, read_spec, resolve
+from tasks.catalog import Spec, grounded, read_spec, resolve
 from tasks.parts.problems import Invalid, Problem
 
 
@@ -24,15 +25,16 @@ def submit(
     project_id: str,
     asked: JobCreate,
     *,
+    find: Find,
     webhook_private: bool,
     parent_id: str | None = None,
 ) -> Job:
     """A queued training. Raises NotFound, Invalid, and Conflict for a data set that is not ready.
 
-    `webhook_private`: whether its webhook may be at a private address.
+    `find` finds published checkpoints; `webhook_private`: whether its webhook may be at a private address.
     """
     dataset, base = chosen_sources(session, project_id, asked)
-    spec = chosen_spec(dataset, asked, base)
+    spec = chosen_spec(dataset, asked, base, find)
     return jobs.create(
         session,
         project_id,
@@ -69,12 +71,15 @@ def clone(
     job_id: str,
     changes: Mapping[str, Any],
     *,
+    find: Find,
     webhook_private: bool,
 ) -> Job:
     """A new job whose request is this one's with changes. Raises Conflict unless it is a training."""
     job = _training(session, project_id, job_id)
     asked = faults.read(JobCreate, merged(job.request, changes))
-    return submit(session, project_id, asked, webhook_private=webhook_private, parent_id=job.id)
+    return submit(
+        session, project_id, asked, find=find, webhook_private=webhook_private, parent_id=job.id
+    )
 
 
 def extend(session: Session, project_id: str, job_id: str, epochs: int) -> Job:
@@ -131,11 +136,12 @@ def chosen_sources(
     return dataset, base
 
 
-def chosen_spec(dataset: Dataset, asked: JobCreate, base: Resolved | None) -> Spec:
+def chosen_spec(dataset: Dataset, asked: JobCreate, base: Resolved | None, find: Find) -> Spec:
     """What the request comes to. Raises Invalid."""
     facts = Facts(dataset.schema, dataset.splits)
     base_task = read_spec(base.checkpoint.spec).task if base else None
-    spec = resolve(dataset.task, facts, asked.task, asked.training, asked.transfer, base_task)
+    task = asked.task and grounded(asked.task, find)
+    spec = resolve(dataset.task, facts, task, asked.training, asked.transfer, base_task)
     _check_resources(asked.resources, spec)
     return spec
 

@@ -1,19 +1,20 @@
 """From a request to a sweep: every value that it may try is tried on the request first."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from api import faults
 from api.job_schemas import JobCreate, model_name_of
+from api.published import Find
 from api.submitting import chosen_queue, chosen_sources, chosen_spec, chosen_webhook
 from api.sweep_schemas import SweepCreate
+from models.parts.pretrained import Pretrained
 from store import sweeps
 from store.columns import Object
-from store.models import Resolved
-from store.tables import Dataset, Sweep
+from store.tables import Sweep
 from tasks.catalog import Spec
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.spaces import Grid, Space, grid_size, requested
@@ -25,15 +26,20 @@ _PATH = re.compile(rf"({'|'.join(_PLACES)})(\.[a-z][a-z0-9_]*)+")
 
 
 def submit_sweep(
-    session: Session, project_id: str, asked: SweepCreate, *, webhook_private: bool
+    session: Session, project_id: str, asked: SweepCreate, *, find: Find, webhook_private: bool
 ) -> Sweep:
     """A running sweep. Raises NotFound, Invalid, and Conflict for a data set that is not ready."""
     dataset, base = chosen_sources(session, project_id, asked)
     _check_space(asked)
     request = asked.model_dump(mode="json", exclude_unset=True, exclude=_OWN)
-    spec = chosen_spec(dataset, faults.read(JobCreate, request), base)
-    request = {**request, "task": {"name": dataset.task, **(request.get("task") or {})}}
-    _try_out(asked.space, request, dataset, base)
+    first = faults.read(JobCreate, request)
+    spec = chosen_spec(dataset, first, base, find)
+    request = {**request, "task": {"name": dataset.task, **_pinned(first, request, spec)}}
+
+    def resolved(changed: Object) -> Spec:
+        return chosen_spec(dataset, faults.read(JobCreate, changed), base, find)
+
+    _try_out(asked.space, request, resolved)
     return sweeps.create(
         session,
         project_id,
@@ -83,11 +89,17 @@ def _check_space(asked: SweepCreate) -> None:
         raise Invalid(*problems)
 
 
-def _try_out(space: Space, request: Object, dataset: Dataset, base: Resolved | None) -> None:
-    """Raises Invalid, naming the paths whose lowest, highest or other values make no valid job."""
+def _pinned(asked: JobCreate, request: Object, spec: Spec) -> Object:
+    """The request's task, for which a published checkpoint is the same in every trial."""
+    task: Object = request.get("task") or {}
+    if asked.task is None or not isinstance(asked.task.architecture, Pretrained):
+        return task
+    revision = {"revision": spec.task.architecture.revision}
+    return {**task, "architecture": {**task["architecture"], **revision}}
 
-    def resolved(changed: Object) -> Spec:
-        return chosen_spec(dataset, faults.read(JobCreate, changed), base)
+
+def _try_out(space: Space, request: Object, resolved: Callable[[Object], Spec]) -> None:
+    """Raises Invalid, naming the paths whose lowest, highest or other values make no valid job."""
 
     def dumped(changed: Object) -> Object:
         return resolved(changed).model_dump(mode="json")

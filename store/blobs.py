@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from store.errors import NotFound, StoreError
 from store.session import Database, now
 from store.statements import insert_new
-from store.tables import Blob, BlobChunk, Checkpoint, DatasetFile, JobArtifact
+from store.tables import Blob, BlobChunk, Checkpoint, DatasetFile, JobArtifact, PretrainedFile
 
 CHUNK_BYTES = 1 << 20
 _SWEPT_AT_ONCE = 50
@@ -159,6 +159,7 @@ def references() -> CompoundSelect[str]:
     """The id of every blob that a row refers to."""
     return union(
         select(DatasetFile.blob_id),
+        select(PretrainedFile.blob_id),
         select(Checkpoint.weights_blob),
         select(Checkpoint.codec_blob),
         select(Checkpoint.state_blob).where(Checkpoint.state_blob.is_not(None)),

@@ -39,6 +39,13 @@ class StoreSettings(BaseSettings):
         return self.data_dir / "doorbell"
 
 
+def split_list(value: object) -> object:
+    """The names in a comma-separated text."""
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 Settings = TypeVar("Settings", bound=StoreSettings)
 
 

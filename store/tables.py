@@ -143,6 +143,30 @@ class DatasetFile(Row):
     blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
 
 
+class Pretrained(Row):
+    """A published checkpoint that was uploaded, in the layout of the Hugging Face Hub."""
+
+    __tablename__ = "pretrained"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    model_type: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+
+
+class PretrainedFile(Row):
+    __tablename__ = "pretrained_files"
+
+    pretrained_id: Mapped[str] = mapped_column(
+        ForeignKey("pretrained.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(primary_key=True)
+    blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id"), index=True)
+
+
 class Job(Row):
     __tablename__ = "jobs"
     __table_args__ = (

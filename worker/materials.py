@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 
 from models.base import Architecture
 from models.parts.pretrained import Pretrained
-from models.parts.published import Published, from_hub
+from models.parts.published import Published
 from store import blobs, checkpoints, datasets
 from store.session import Database
 from store.tables import Checkpoint, Dataset
@@ -21,6 +22,7 @@ from tasks.trained import Trained
 from worker.cache import Cache
 from worker.encoded import columns_name, load_columns, save_columns
 from worker.loop import Split
+from worker.published import published
 
 
 class Materials:
@@ -79,7 +81,9 @@ class Materials:
         """What a pretrained architecture begins with. Raises Unusable."""
         if not isinstance(architecture, Pretrained):
             return None
-        return from_hub(architecture.checkpoint, architecture.revision, weights=True)
+        self._laid_out = TemporaryDirectory()  # gone when this object is
+        folder = Path(self._laid_out.name)
+        return published(self._database, architecture, folder, self.blob, weights=True)
 
     def codec(self, checkpoint: Checkpoint) -> Any:
         """The codec of a checkpoint, as JSON data."""

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from store.settings import StoreSettings, read
+from store.settings import StoreSettings, read, split_list
 
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -54,9 +54,7 @@ class WorkerSettings(StoreSettings):
     @field_validator("queues", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
+        return split_list(value)
 
     @field_validator("devices")
     @classmethod

@@ -19,10 +19,11 @@ from store.errors import NotFound
 from store.session import Database
 from store.tables import Checkpoint, Dataset, Job, Sweep
 from tasks.base import Facts
-from tasks.catalog import AnyTask, Spec, read_spec, resolve
+from tasks.catalog import Spec, read_spec, read_task, resolve
 from tasks.parts.problems import Invalid
 from tasks.parts.spaces import Grid, NoPruner, Pruner, Sampler, Space, grid_size, requested
 from worker import studies
+from worker.published import grounded
 from worker.studies import Attempt, Search
 
 log = logging.getLogger(__name__)
@@ -162,9 +163,13 @@ def _add(database: Database, look: Look) -> None:
     sweep, number, error = look.sweep, look.sweep.made, None
     parameters = studies.next_parameters(look.search, number)
     request, spec = sweep.request, _unresolved(sweep)
+
+    def resolved(asked: Object) -> Spec:
+        return _resolve(database, look, asked)
+
     try:
-        request = requested(sweep.request, parameters, lambda asked: _dump(_resolve(look, asked)))
-        spec = _dump(_resolve(look, request))
+        request = requested(sweep.request, parameters, lambda asked: _dump(resolved(asked)))
+        spec = _dump(resolved(request))
     except (Invalid, ValidationError) as refused:
         message = f"What the sweep chose does not fit together. {_in_words(refused)}"
         error = {"code": "invalid", "message": message}
@@ -182,7 +187,7 @@ def _add(database: Database, look: Look) -> None:
         log.info("trial %d of %s is %s", number, sweep.id, made.id)
 
 
-def _resolve(look: Look, asked: Object) -> Spec:
+def _resolve(database: Database, look: Look, asked: Object) -> Spec:
     """What a request comes to for the sweep's data set. Raises ValidationError and Invalid."""
     assert look.dataset is not None, "kept as long as the sweep is running"
     facts = Facts(look.dataset.schema, look.dataset.splits)
@@ -190,7 +195,7 @@ def _resolve(look: Look, asked: Object) -> Spec:
     return resolve(
         look.dataset.task,
         facts,
-        TypeAdapter(AnyTask).validate_python(task) if task else None,
+        grounded(database, read_task(task)) if task else None,
         Training.model_validate(asked.get("training") or {}),
         Transfer.model_validate(transfer) if transfer else None,
         read_spec(look.base.spec).task if look.base else None,

@@ -1,13 +1,15 @@
 """Jobs: trainings and evaluations, from the request to the end."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Query, Request
 from pydantic import AfterValidator, BaseModel, Field
 
+from api import faults
 from api.auth import Train
-from api.dependencies import CurrentSettings, Reading, Writing
+from api.dependencies import CurrentDatabase, CurrentSettings, Reading, Writing
 from api.errors import documented
 from api.job_schemas import (
     Extension,
@@ -19,11 +21,14 @@ from api.job_schemas import (
     job_out,
 )
 from api.new_job import NewJob
+from api.published import finding
 from api.queue import Bell
 from api.schemas import After, Limit, PageOut, page_out
-from api.submitting import clone, extend, retry, submit
+from api.submitting import clone, extend, merged, retry, submit
 from store import jobs, metrics
+from store.errors import NotFound
 from store.tables import Job
+from tasks.parts.problems import Invalid
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -71,13 +76,39 @@ Patch = Annotated[
 ]
 
 
+class AskedJob:
+    """A request for a job, and what finds published checkpoints for it: looked up before there is a transaction."""
+
+    def __init__(self, request: Request, principal: Train, body: JobCreate) -> None:
+        self.body, self.find = body, finding(request, principal, body.task)
+
+
+class AskedClone:
+    """The changes to a job's request, and what finds published checkpoints for what comes of it."""
+
+    def __init__(
+        self,
+        request: Request,
+        principal: Train,
+        database: CurrentDatabase,
+        job_id: str,
+        body: Patch = None,
+    ) -> None:
+        self.body = body or {}
+        task = None
+        with suppress(NotFound, Invalid), database.transaction(read_only=True) as session:
+            job = jobs.get(session, principal.project_id, job_id)
+            task = faults.read(JobCreate, merged(job.request, self.body)).task
+        self.sent, self.find = body, finding(request, principal, task)
+
+
 @router.post("", status_code=202, summary="Submit a job", responses=documented(404, 409))
 def create_job(
     principal: Train,
+    asked: Annotated[AskedJob, Depends()],
     session: Writing,
     settings: CurrentSettings,
     new_job: NewJob,
-    body: JobCreate,
 ) -> JobOut:
     """Queues a training. Only `dataset` is required; whatever is left out is chosen for the data, and
     `resolved` shows what was chosen.
@@ -86,10 +117,12 @@ def create_job(
     labels are the same.
     """
 
-    def make() -> Job:
-        return submit(session, principal.project_id, body, webhook_private=settings.webhook_private)
+    project_id, private = principal.project_id, settings.webhook_private
 
-    return new_job(body, make)
+    def make() -> Job:
+        return submit(session, project_id, asked.body, find=asked.find, webhook_private=private)
+
+    return new_job(asked.body, make)
 
 
 @router.get("", response_model=PageOut[JobOut], summary="List jobs")
@@ -168,19 +201,21 @@ def retry_job(principal: Train, session: Writing, new_job: NewJob, job_id: str) 
 )
 def clone_job(
     principal: Train,
+    asked: Annotated[AskedClone, Depends()],
     session: Writing,
     settings: CurrentSettings,
     new_job: NewJob,
     job_id: str,
-    body: Patch = None,
 ) -> JobOut:
     """Submits the same request again with changes."""
     project_id, private = principal.project_id, settings.webhook_private
 
     def make() -> Job:
-        return clone(session, project_id, job_id, body or {}, webhook_private=private)
+        return clone(
+            session, project_id, job_id, asked.body, find=asked.find, webhook_private=private
+        )
 
-    return new_job(body, make)
+    return new_job(asked.sent, make)
 
 
 @router.post(

@@ -1,12 +1,13 @@
 """Sweeps: many trainings in search of the best hyperparameters."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from api.auth import Train
 from api.dependencies import CurrentSettings, Reading, Writing
 from api.errors import documented
+from api.published import finding
 from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
 from api.sweep_schemas import SweepCreate, SweepOut, sweep_in_detail, sweep_out
@@ -16,14 +17,21 @@ from store import sweeps
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
 
+class AskedSweep:
+    """A request for a sweep, and what finds published checkpoints for it: looked up before there is a transaction."""
+
+    def __init__(self, request: Request, principal: Train, body: SweepCreate) -> None:
+        self.body, self.find = body, finding(request, principal, body.task)
+
+
 @router.post("", status_code=202, summary="Submit a sweep", responses=documented(404, 409))
 def create_sweep(
     principal: Train,
+    asked: Annotated[AskedSweep, Depends()],
     session: Writing,
     settings: CurrentSettings,
     once: Once,
     response: Response,
-    body: SweepCreate,
 ) -> SweepOut:
     """Begins a search in `space`, all of which is checked first.
 
@@ -32,11 +40,13 @@ def create_sweep(
     """
 
     def make() -> SweepOut:
-        private = settings.webhook_private
-        sweep = submit_sweep(session, principal.project_id, body, webhook_private=private)
+        project_id, private = principal.project_id, settings.webhook_private
+        sweep = submit_sweep(
+            session, project_id, asked.body, find=asked.find, webhook_private=private
+        )
         return sweep_in_detail(session, sweep)
 
-    sweep = once(session, body, SweepOut, make)
+    sweep = once(session, asked.body, SweepOut, make)
     response.headers["Location"] = f"/v1/sweeps/{sweep.id}"
     return sweep
 

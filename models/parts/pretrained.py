@@ -24,7 +24,7 @@ class Pretrained(Plain):
     checkpoint: str = Field(
         min_length=1,
         max_length=200,
-        description="A checkpoint of the Hugging Face Hub, such as `org/name`.",
+        description="A checkpoint of the Hugging Face Hub, such as `org/name`, or one that was uploaded: `pre_...`.",
     )
     revision: str | None = Field(
         None,

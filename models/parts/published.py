@@ -10,6 +10,7 @@ from typing import Any
 LIGHT = ("*.json", "*.txt", "*.model")
 """Files that say what a network is and how it reads; small beside its weights."""
 WEIGHTS = ("*.safetensors",)
+_UPLOADED = "pre_"
 
 
 class Unusable(ValueError):
@@ -42,6 +43,11 @@ class Published:
 
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
+
+
+def is_uploaded(checkpoint: str) -> bool:
+    """Whether a checkpoint's name is the id of one that was uploaded, and none of the Hub's."""
+    return checkpoint.startswith(_UPLOADED) and "/" not in checkpoint
 
 
 def from_hub(checkpoint: str, revision: str | None, *, weights: bool) -> Published:

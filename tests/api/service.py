@@ -1,11 +1,16 @@
 """The whole web side on a real database, and what a worker would do to it."""
 
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
+from zipfile import ZipFile
 
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from safetensors.torch import save
 from sqlalchemy import update
 
 from store import blobs, checkpoints, jobs, keys, projects
@@ -17,9 +22,28 @@ TASK = "tabular-classification"
 ROWS = "a,b,label\n" + "".join(
     f"{i},{i * 2 % 7},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(40)
 )
+FOLDER: dict[str, bytes] = {
+    "config.json": b'{"model_type": "bert"}',
+    "model.safetensors": save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}),
+    "tokenizer.json": b"{}",
+    "vocab.txt": b"a\nb\n",
+}
+"""A checkpoint in the Hub's layout, of no use."""
 FIRST = 1_000
 """Priority of the job that is taken next."""
 UPLOAD_BYTES, BODY_BYTES = 200_000, 100_000
+
+
+def zipped(files: Mapping[str, bytes], top: str = "") -> bytes:
+    """Files in a zip, in the folder `top`."""
+    buffer = BytesIO()
+    with ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(top + name, content)
+    return buffer.getvalue()
+
+
+CHECKPOINT = ("our.zip", zipped(FOLDER))
 
 
 class Service(NamedTuple):

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
 from api import auth
-from tests.api.service import ROWS, TASK, Service, Worker, errors_of
+from tests.api.service import CHECKPOINT, ROWS, TASK, Service, Worker, errors_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PREDICT = {
@@ -169,6 +169,7 @@ def test_another_projects_things_are_not_there(
     sweep = client.post("/v1/sweeps", **_with(BODIES["create_sweep"], dataset)).json()["id"]
     mine = {
         "sweep_id": [sweep],
+        "pretrained_id": [client.post("/v1/pretrained", files={"file": CHECKPOINT}).json()["id"]],
         "delivery_id": [told["id"]],
         "dataset_id": [dataset],
         "job_id": [job, trained],
@@ -191,7 +192,7 @@ def test_another_projects_things_are_not_there(
             errors_of(stranger.request(method, url, **body), 404)
             tried.add(name)
     assert len(tried) > 20
-    lists = "datasets", "jobs", "sweeps", "models", "webhooks/deliveries"
+    lists = "datasets", "jobs", "sweeps", "models", "pretrained", "webhooks/deliveries"
     for listed in (f"/v1/{name}" for name in lists):
         assert stranger.get(listed).json()["data"] == []
     for base in mine["ref"]:

@@ -15,13 +15,14 @@ from sqlalchemy import func, select
 from api.app import create_app
 from api.settings import ApiSettings
 from store.replies import KEPT_SECONDS
-from store.tables import ApiKey, Dataset, Job, Project, Reply, Sweep
-from tests.api.service import ADMIN_KEY, ROWS, TASK, Service, Worker, errors_of
+from store.tables import ApiKey, Dataset, Job, Pretrained, Project, Reply, Sweep
+from tests.api.service import ADMIN_KEY, CHECKPOINT, ROWS, TASK, Service, Worker, errors_of
 
 Body = dict[str, Any]
 EPOCHS = {"type": "int", "low": 1, "high": 2}
 CREATES: dict[str, tuple[Body | None, Body | None]] = {
     "/v1/datasets": ({"name": "mine"}, {"name": "other"}),
+    "/v1/pretrained": ({"name": "mine"}, {"name": "other"}),
     "/v1/jobs": ({"dataset": "DATASET"}, {"dataset": "DATASET", "priority": 1}),
     "/v1/jobs/{job_id}/retry": (None, None),
     "/v1/jobs/{job_id}/clone": ({"priority": 1}, None),
@@ -89,6 +90,8 @@ def send(
         headers = {"Idempotency-Key": key}
         if path == "/v1/datasets":
             return _upload(who, headers, **body or {})
+        if path == "/v1/pretrained":
+            return who.post(path, headers=headers, data=body, files={"file": CHECKPOINT})
         there = path.format(job_id=failed if "retry" in path else job, ref=job)
         known = body and {
             name: dataset if value == "DATASET" else value for name, value in body.items()
@@ -315,5 +318,5 @@ def _counts(service: Service) -> dict[Any, int]:
     with service.database.transaction(read_only=True) as session:
         return {
             table: session.execute(select(func.count()).select_from(table)).scalar_one()
-            for table in (ApiKey, Dataset, Job, Project, Sweep)
+            for table in (ApiKey, Dataset, Job, Pretrained, Project, Sweep)
         }

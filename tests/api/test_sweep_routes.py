@@ -99,7 +99,11 @@ def test_trials_are_jobs_and_the_best_becomes_the_model(
         ),
         ("task.architecture.witdh", {"type": "int", "low": 1, "high": 3}, "no such field"),
         (RATE, {"type": "float", "low": 1, "high": 1e9}, "less than or equal"),
-        ("transfer.backbone_learning_rate", {"type": "float", "low": 0.1, "high": 1}, "no base"),
+        (
+            "transfer.backbone_learning_rate",
+            {"type": "float", "low": 0.1, "high": 1},
+            "nothing to take over",
+        ),
         ("priority", {"type": "int", "low": 1, "high": 3}, "must be a field's path"),
         ("resources.devices", {"type": "int", "low": 1, "high": 3}, "must be a field's path"),
         ("training.epochs.x", {"type": "int", "low": 1, "high": 3}, "valid integer"),
