@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.job_schemas import Budget, JobCreate, Status, Webhook
-from models.parts.options import OneOf
+from models.parts.options import AUTO, Auto, OneOf
 from store import jobs, sweeps
 from store.tables import Job, Sweep
 from tasks.parts.spaces import NoPruner, Pruner, Sampler, Space, Tpe
@@ -45,9 +45,12 @@ class SweepCreate(JobCreate):
         }
     )
 
-    space: Annotated[Space, Field(min_length=1, max_length=20)] = Field(
+    space: Auto[Annotated[Space, Field(min_length=1, max_length=20)]] = Field(
+        AUTO,
         description="What to search: paths of fields within `task`, `training` or `transfer`, each with what the "
-        "field may be. Whatever the request leaves open around them is what a job without a sweep would have."
+        "field may be. Whatever the request leaves open around them is what a job without a sweep would have. "
+        "If left out: the architectures that can learn the task, and how fast; the first trial is then the job as it "
+        "would be without a sweep.",
     )
     trials: int = Field(
         20,

@@ -2,22 +2,25 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from api import faults
 from api.job_schemas import JobCreate, model_name_of
 from api.published import Find
 from api.submitting import chosen_queue, chosen_sources, chosen_spec, chosen_webhook
-from api.sweep_schemas import SweepCreate
+from api.sweep_schemas import MOST_TRIALS, SweepCreate
+from models.parts.options import AUTO
 from models.parts.pretrained import Pretrained
 from store import sweeps
 from store.columns import Object
 from store.tables import Sweep
-from tasks.catalog import Spec
+from tasks.catalog import Spec, architectures, family_of
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.spaces import Grid, Space, grid_size, requested
+from tasks.parts.spaces import Drawing, Grid, Median, Space, grid_size, requested
 
 _OWN = set(SweepCreate.model_fields) - set(JobCreate.model_fields) | {"budget"}
 """Fields that the jobs of a sweep have not from it."""
@@ -30,7 +33,8 @@ def submit_sweep(
 ) -> Sweep:
     """A running sweep. Raises NotFound, Invalid, and Conflict for a data set that is not ready."""
     dataset, base = chosen_sources(session, project_id, asked)
-    _check_space(asked)
+    if asked.space != AUTO:
+        _check_space(asked)
     request = asked.model_dump(mode="json", exclude_unset=True, exclude=_OWN)
     first = faults.read(JobCreate, request)
     spec = chosen_spec(dataset, first, base, find)
@@ -39,6 +43,8 @@ def submit_sweep(
     def resolved(changed: Object) -> Spec:
         return chosen_spec(dataset, faults.read(JobCreate, changed), base, find)
 
+    if asked.space == AUTO:
+        asked = _with_space(asked, request, resolved)
     _try_out(asked.space, request, resolved)
     return sweeps.create(
         session,
@@ -71,6 +77,51 @@ def _trials(asked: SweepCreate) -> int:
     if not isinstance(asked.sampler, Grid):
         return asked.trials
     return min(asked.trials, grid_size(asked.space))
+
+
+def _with_space(
+    asked: SweepCreate, request: Object, resolved: Callable[[Object], Spec]
+) -> SweepCreate:
+    """The request with the space that suits its task, begun with what a job would be, for as long as the budget lasts.
+
+    Raises Invalid for a sampler that needs a space of its own.
+    """
+    sampler, given = asked.sampler, asked.model_fields_set
+    if not isinstance(sampler, Drawing):
+        message = f"the sampler `{sampler.name}` needs one"
+        raise Invalid(Problem(("space",), message, None, "paths and what they may be"))
+    changes: dict[str, Any] = {
+        "space": _usual_space(request, resolved),
+        "sampler": sampler.model_copy(update={"begin_with_default": True}),
+    }
+    if "pruner" not in given:
+        changes["pruner"] = Median()
+    if "trials" not in given and asked.budget is not None:
+        changes["trials"] = MOST_TRIALS
+    return asked.model_copy(update=changes)
+
+
+def _usual_space(request: Object, resolved: Callable[[Object], Spec]) -> Space:
+    """The learning rate, and the architectures unless one is asked for, or a base brings its own."""
+    factor = {"type": "float", "low": 0.2, "high": 5.0, "log": True, "relative": True}
+    space: Object = {"training.optimizer.learning_rate": factor}
+    task, default = request["task"], resolved(request).task
+    if task.get("architecture", AUTO) == AUTO and not request.get("base"):
+        others = [
+            {"name": name}
+            for name, each in architectures(family_of(type(default))).items()
+            if not issubclass(each, Pretrained) and name != default.architecture.name
+        ]
+
+        def fits(option: Object) -> bool:
+            with suppress(Invalid):
+                resolved({**request, "task": {**task, "architecture": option}})
+                return True
+            return False
+
+        choices = [AUTO, *filter(fits, others)]
+        space["task.architecture"] = {"type": "choice", "choices": choices}
+    return TypeAdapter(Space).validate_python(space)
 
 
 def _check_space(asked: SweepCreate) -> None:
@@ -107,7 +158,7 @@ def _try_out(space: Space, request: Object, resolved: Callable[[Object], Spec]) 
     found: dict[tuple[tuple[str | int, ...], str], Problem] = {}
     for path, parameters in _combinations(space):
         try:
-            resolved(requested(request, parameters, dumped))
+            resolved(requested(request, parameters, dumped, space))
         except Invalid as error:
             for problem in error.problems:
                 fault = _blamed(problem, path, parameters)

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tasks.parts.spaces import (
     Choice,
+    Drawing,
     Grid,
     IntRange,
     Median,
@@ -73,6 +74,11 @@ def next_parameters(search: Search, number: int) -> dict[str, Any]:
     distributions = {path: _distribution(each) for path, each in search.space.items()}
     asked = _study(search, _sampler(search, number)).ask(distributions)
     return {path: _value(search.space[path], drawn) for path, drawn in asked.params.items()}
+
+
+def begins_with_default(search: Search) -> bool:
+    """Whether the first trial is what a job without a sweep would be."""
+    return isinstance(search.sampler, Drawing) and search.sampler.begin_with_default
 
 
 def hopeless(search: Search) -> list[int]:

@@ -21,7 +21,16 @@ from store.tables import Checkpoint, Dataset, Job, Sweep
 from tasks.base import Facts
 from tasks.catalog import Spec, read_spec, read_task, resolve
 from tasks.parts.problems import Invalid
-from tasks.parts.spaces import Grid, NoPruner, Pruner, Sampler, Space, grid_size, requested
+from tasks.parts.spaces import (
+    Grid,
+    NoPruner,
+    Pruner,
+    Sampler,
+    Space,
+    default_point,
+    grid_size,
+    requested,
+)
 from worker import studies
 from worker.published import grounded
 from worker.studies import Attempt, Search
@@ -161,15 +170,18 @@ def _prune(database: Database, look: Look) -> bool:
 def _add(database: Database, look: Look) -> None:
     """Make the next trial: a job, or one that has failed when what was chosen does not fit together."""
     sweep, number, error = look.sweep, look.sweep.made, None
-    parameters = studies.next_parameters(look.search, number)
-    request, spec = sweep.request, _unresolved(sweep)
+    request, spec, space = sweep.request, _unresolved(sweep), look.search.space
 
-    def resolved(asked: Object) -> Spec:
-        return _resolve(database, look, asked)
+    def resolved(asked: Object) -> Object:
+        return _dump(_resolve(database, look, asked))
 
+    if number == 0 and studies.begins_with_default(look.search):
+        parameters = default_point(space, resolved(sweep.request))
+    else:
+        parameters = studies.next_parameters(look.search, number)
     try:
-        request = requested(sweep.request, parameters, lambda asked: _dump(resolved(asked)))
-        spec = _dump(resolved(request))
+        request = requested(sweep.request, parameters, resolved, space)
+        spec = resolved(request)
     except (Invalid, ValidationError) as refused:
         message = f"What the sweep chose does not fit together. {_in_words(refused)}"
         error = {"code": "invalid", "message": message}

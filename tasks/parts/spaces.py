@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from models.parts.options import Option, Plain
+from tasks.parts.problems import Invalid, Problem
 
 Request = dict[str, Any]
 
@@ -23,6 +24,11 @@ class FloatRange(Plain):
     log: bool = Field(False, description="Whether to search its logarithm, as for learning rates.")
     step: float | None = Field(
         None, gt=0, description="Distance between two values; any value in between if left out."
+    )
+    relative: bool = Field(
+        False,
+        description="Whether the number is a factor of what the field would be in a job without a sweep, which "
+        "may differ by architecture.",
     )
 
     @model_validator(mode="after")
@@ -112,7 +118,15 @@ class Sampler(Option):
     """How a sweep chooses what to try next."""
 
 
-class Tpe(Sampler):
+class Drawing(Sampler):
+    """Draws from the space."""
+
+    begin_with_default: bool = Field(
+        False, description="Have the first trial be what a job without a sweep would be."
+    )
+
+
+class Tpe(Drawing):
     """What did well so far, and what is near it (Bergstra et al., 2011); trials at work count as poor ones."""
 
     name: Literal["tpe"] = "tpe"
@@ -121,7 +135,7 @@ class Tpe(Sampler):
     )
 
 
-class Random(Sampler):
+class Random(Drawing):
     """Each trial drawn by itself (Bergstra and Bengio, 2012)."""
 
     name: Literal["random"] = "random"
@@ -192,13 +206,50 @@ def grid_point(space: Mapping[str, Parameter], seed: int, number: int) -> Reques
     return point
 
 
+def default_point(space: Mapping[str, Parameter], chosen: Request) -> Request:
+    """The point of a space that is nearest to what a job without a sweep would be, which is `chosen`."""
+    return {path: _nearest(each, value_at(chosen, path)) for path, each in space.items()}
+
+
+def value_at(request: Any, path: str) -> Any:
+    """What a request has at a path; None for nothing."""
+    for step in path.split("."):
+        request = request.get(step) if isinstance(request, Mapping) else None
+    return request
+
+
+def _nearest(parameter: Parameter, value: Any) -> Any:
+    if isinstance(parameter, Choice):
+        fitting = (each for each in parameter.choices if _is_part(each, value))
+        return next(fitting, parameter.choices[0])
+    if isinstance(parameter, FloatRange) and parameter.relative:
+        value = 1.0
+    if not isinstance(value, int | float):
+        return parameter.low
+    within = min(max(value, parameter.low), parameter.top())
+    if parameter.step is None:
+        return within
+    return parameter.at(round((within - parameter.low) / parameter.step))
+
+
+def _is_part(choice: Any, value: Any) -> bool:
+    """Whether a value is what was chosen, in all that the choice says of it."""
+    if isinstance(choice, Mapping) and isinstance(value, Mapping):
+        return all(_is_part(each, value.get(name)) for name, each in choice.items())
+    return bool(choice == value)
+
+
 def requested(
-    request: Request, parameters: Mapping[str, Any], resolved: Callable[[Request], Request]
+    request: Request,
+    parameters: Mapping[str, Any],
+    resolved: Callable[[Request], Request],
+    space: Mapping[str, Parameter] | None = None,
 ) -> Request:
-    """A job's request with a value at each of the paths.
+    """A job's request with a value at each of the paths, which `space` says may be a factor.
 
     Names come first: they decide what else there is. What `request` leaves open around a path is then
-    what `resolved` chooses for it, so that nothing differs but the value. Raises what `resolved` does.
+    what `resolved` chooses for it, so that nothing differs but the value. Raises what `resolved` does, and Invalid
+    for a factor of what is no number.
     """
     asked = deepcopy(request)
     in_order = sorted(
@@ -208,12 +259,25 @@ def requested(
     others = in_order[len(names) :]
     for path in names:
         _rename(asked, path.split("."), parameters[path])
-    if others:
-        chosen = resolved(asked)
-        for path in others:
-            _settle(asked, chosen, path.split(".")[:-1])
-            _parent(asked, path.split("."))[path.rpartition(".")[2]] = deepcopy(parameters[path])
+    for path in others:  # whole options before what others have inside
+        chosen, value = resolved(asked), deepcopy(parameters[path])
+        if _is_relative((space or {}).get(path)):
+            value *= _number_at(chosen, path)
+        _settle(asked, chosen, path.split(".")[:-1])
+        _parent(asked, path.split("."))[path.rpartition(".")[2]] = value
     return asked
+
+
+def _is_relative(parameter: Parameter | None) -> bool:
+    return isinstance(parameter, FloatRange) and parameter.relative
+
+
+def _number_at(chosen: Request, path: str) -> float:
+    found = value_at(chosen, path)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        message = "there is no number to be a factor of"
+        raise Invalid(Problem(tuple(path.split(".")), message, found, "a field with a number"))
+    return found
 
 
 def _check_bounds(low: float, high: float, *, log: bool, step: float | None) -> None:

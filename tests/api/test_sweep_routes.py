@@ -43,6 +43,41 @@ def test_a_sweep_shows_what_it_searches_and_what_for(client: TestClient, dataset
     assert client.get(f"/v1/sweeps/{sweep['id']}").json() == sweep
 
 
+def test_without_a_space_it_searches_architectures_and_rates_from_the_default_on(
+    service: Service, client: TestClient, dataset: str
+) -> None:
+    asked = {"dataset": dataset, "budget": {"minutes": 5}, "parallel": 2}
+    made = client.post("/v1/sweeps", json=asked)
+    assert made.status_code == 202, made.text
+    sweep = made.json()
+    assert set(sweep["space"]) == {RATE, "task.architecture"}
+    first, *others = sweep["space"]["task.architecture"]["choices"]
+    assert first == "auto"
+    names = {each["name"] for each in others}
+    default = client.post("/v1/jobs", json={"dataset": dataset}).json()["resolved"]
+    assert names == {"linear", "mlp", "random-forest"} - {default["task"]["architecture"]["name"]}
+    assert sweep["pruner"]["name"] == "median"
+    assert sweep["progress"]["trials"] == 1000
+    tend(service.database, sweep["id"])
+    trial = client.get(f"/v1/sweeps/{sweep['id']}").json()["trials"][0]
+    assert trial["parameters"] == {RATE: 1.0, "task.architecture": "auto"}
+    assert client.get(f"/v1/jobs/{trial['job']}").json()["resolved"] == default
+    client.post(f"/v1/sweeps/{sweep['id']}/cancel")
+
+
+def test_an_architecture_that_is_asked_for_is_not_searched(
+    client: TestClient, dataset: str
+) -> None:
+    task = {"name": TASK, "architecture": {"name": "mlp"}}
+    asked = {"dataset": dataset, "task": task}
+    sweep = client.post("/v1/sweeps", json=asked).json()
+    assert list(sweep["space"]) == [RATE]
+    assert sweep["progress"]["trials"] == 20
+    client.post(f"/v1/sweeps/{sweep['id']}/cancel")
+    (error,) = errors_of(client.post("/v1/sweeps", json={**asked, "sampler": {"name": "grid"}}))
+    assert error["loc"] == ["space"]
+
+
 def test_trials_are_jobs_and_the_best_becomes_the_model(
     service: Service, client: TestClient, dataset: str, worker: Worker
 ) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
 from pydantic import TypeAdapter
 
-from tasks.parts.spaces import Space, grid_point, grid_size, requested
+from tasks.parts.problems import Invalid
+from tasks.parts.spaces import Space, default_point, grid_point, grid_size, requested
 
 CHOSEN = {
     "task": {"name": "t", "kept": 1, "architecture": {"name": "mlp", "width": 64, "layers": 2}},
@@ -75,3 +77,57 @@ def test_a_grid_has_every_point_once_in_an_order_of_its_seed() -> None:
 
 def test_a_range_without_steps_is_no_grid() -> None:
     assert grid_size(read(a={"type": "float", "low": 0, "high": 1})) == 0
+
+
+RELATIVE = {"type": "float", "low": 0.5, "high": 2.0, "log": True, "relative": True}
+
+
+def test_a_relative_number_is_a_factor_of_what_would_be_chosen() -> None:
+    space = read(**{"training.optimizer.learning_rate": RELATIVE})
+    asked = requested({}, {"training.optimizer.learning_rate": 2.0}, lambda _: CHOSEN, space)
+    assert asked["training"]["optimizer"]["learning_rate"] == 0.2
+    with pytest.raises(Invalid, match="no number"):
+        requested(
+            {},
+            {"training.clipping.norm": 2.0},
+            lambda _: CHOSEN,
+            read(**{"training.clipping.norm": RELATIVE}),
+        )
+
+
+def test_a_factor_is_of_what_suits_the_option_beside_it() -> None:
+    def resolved(asked: Any) -> Any:
+        slow = asked.get("task", {}).get("architecture") == {"name": "gru"}
+        optimizer = {"name": "adamw", "learning_rate": 0.01 if slow else 0.1}
+        return {"training": {"optimizer": optimizer}}
+
+    parameters = {"training.optimizer.learning_rate": 2.0, "task.architecture": {"name": "gru"}}
+    space = read(**{"training.optimizer.learning_rate": RELATIVE})
+    assert requested({}, parameters, resolved, space)["training"]["optimizer"] == {
+        "name": "adamw",
+        "learning_rate": 0.02,
+    }
+
+
+def test_the_default_point_is_the_nearest_there_is() -> None:
+    space = read(
+        **{
+            "training.optimizer.learning_rate": RELATIVE,
+            "training.optimizer.weight_decay": {"type": "float", "low": 0.0, "high": 0.2},
+            "training.epochs": {"type": "int", "low": 2, "high": 9, "step": 2},
+            "training.clipping.norm": {"type": "float", "low": 1.0, "high": 2.0},
+            "task.architecture": {
+                "type": "choice",
+                "choices": [{"name": "gru"}, {"name": "mlp", "layers": 3}, {"name": "mlp"}],
+            },
+            "task.kept": {"type": "choice", "choices": [2, 3]},
+        }
+    )
+    assert default_point(space, CHOSEN) == {
+        "training.optimizer.learning_rate": 1.0,
+        "training.optimizer.weight_decay": 0.2,
+        "training.epochs": 6,
+        "training.clipping.norm": 1.0,
+        "task.architecture": {"name": "mlp"},
+        "task.kept": 2,
+    }
