@@ -8,14 +8,31 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.job_schemas import Budget, JobCreate, Status, Webhook
-from models.parts.options import AUTO, Auto, OneOf
-from store import jobs, sweeps
+from models.parts.options import AUTO, Auto, OneOf, Plain
+from store import gains, jobs, sweeps
 from store.tables import Job, Sweep
 from tasks.parts.spaces import NoPruner, Pruner, Sampler, Space, Tpe
 
 MOST_TRIALS = 1_000
 SweepStatus = Literal["running", "stopping", "cancelling", "succeeded", "failed", "cancelled"]
 TrialStatus = Literal[Status, "pruned"]
+
+
+class Comparison(Plain):
+    """Which trainings show what a base is worth: each with it and from scratch, all else alike."""
+
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [0.1, 0.25, 0.5, 1.0],
+        min_length=1,
+        max_length=20,
+        description="Shares of the train split to learn from, `training.share`; smaller ones are parts of larger ones.",
+    )
+    seeds: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="How often each is trained, with as many seeds from `training.seed` on, which draw other examples.",
+    )
 
 
 class SweepCreate(JobCreate):
@@ -51,6 +68,12 @@ class SweepCreate(JobCreate):
         "field may be. Whatever the request leaves open around them is what a job without a sweep would have. "
         "If left out: the architectures that can learn the task, and how fast; the first trial is then the job as it "
         "would be without a sweep.",
+    )
+    compare: Comparison | None = Field(
+        None,
+        description="Find out what a `base` or published weights are worth: `gains` tells how much better they are "
+        "than the same network from scratch, at each share of the data. `{}` compares as is usual; what is in `space` "
+        "beside is chosen for either side by the validation split.",
     )
     trials: int = Field(
         20,
@@ -103,6 +126,37 @@ class BestOut(BaseModel):
     parameters: dict[str, Any] = Field(description="What was chosen for it, by path.")
 
 
+class GainOut(BaseModel):
+    """What a share of the train split is learned to, means over seeds that both sides have been trained with."""
+
+    share: float = Field(description="The share of the train split.")
+    with_transfer: float | None = Field(
+        description="The metric of trainings that take weights over."
+    )
+    from_scratch: float | None = Field(description="The metric of trainings that do not.")
+    gain: float | None = Field(
+        description="How much better it is to take over: above 0 if it is, whichever way the metric goes."
+    )
+    gain_error: float | None = Field(
+        description="The standard error of the gain, over pairs of trainings with one seed; null for fewer than two."
+    )
+    seeds: int = Field(description="With how many seeds both have been trained.")
+
+
+class GainsOut(BaseModel):
+    """What it is worth to take weights over, as far as it is known."""
+
+    metric: str = Field(description="The metric.")
+    split: str = Field(
+        description="The split it is measured on: test, or validation if there is no test."
+    )
+    rows: list[GainOut] = Field(description="By share, the smallest first.")
+    as_good_from: float | None = Field(
+        description="The smallest share from which weights that are taken over make as much as the largest share from "
+        "scratch."
+    )
+
+
 class SweepProgress(BaseModel):
     """How far a sweep is."""
 
@@ -141,6 +195,10 @@ class SweepOut(BaseModel):
         None, description="Its trials; only when one sweep is asked for."
     )
     best: BestOut | None = Field(description="The best of the trials that succeeded so far.")
+    gains: GainsOut | None = Field(
+        None,
+        description="What it is worth to take weights over; only when one sweep is asked for that compares this.",
+    )
     importances: dict[str, float] | None = Field(
         description="Each parameter's share of what made trials differ, once there is a best one at the end."
     )
@@ -166,6 +224,8 @@ def sweep_in_detail(session: Session, sweep: Sweep) -> SweepOut:
     trials = sweeps.trials(session, sweep.id)
     shown = _shown(sweep, trials)
     shown.trials = [_trial_out(sweep, job) for job in trials]
+    found = gains.of(sweep, trials)
+    shown.gains = GainsOut.model_validate(found) if found else None
     return shown
 
 

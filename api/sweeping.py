@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from api import faults
+from api.comparing import spread_out
 from api.job_schemas import JobCreate, model_name_of
 from api.published import Find
 from api.submitting import chosen_queue, chosen_sources, chosen_spec, chosen_webhook
@@ -33,11 +34,13 @@ def submit_sweep(
 ) -> Sweep:
     """A running sweep. Raises NotFound, Invalid, and Conflict for a data set that is not ready."""
     dataset, base = chosen_sources(session, project_id, asked)
-    if asked.space != AUTO:
-        _check_space(asked)
     request = asked.model_dump(mode="json", exclude_unset=True, exclude=_OWN)
     first = faults.read(JobCreate, request)
     spec = chosen_spec(dataset, first, base, find)
+    if asked.compare is not None:
+        asked = spread_out(asked, asked.compare, spec)
+    if asked.space != AUTO:
+        _check_space(asked)
     request = {**request, "task": {"name": dataset.task, **_pinned(first, request, spec)}}
 
     def resolved(changed: Object) -> Spec:

@@ -18,7 +18,8 @@ from tasks.parts.archives import refuse_foreign
 from tasks.parts.columns import Columns
 from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.splits import SPLIT, SplitOptions, overlap, split
+from tasks.parts.shares import drawn, size_of
+from tasks.parts.splits import SPLIT, Places, SplitOptions, overlap, split
 
 Model = TypeVar("Model", bound=BaseModel)
 Read = TypeVar("Read")
@@ -58,6 +59,10 @@ class Facts(NamedTuple):
     def examples(self) -> int:
         """Examples to train on."""
         return self.splits["train"]
+
+    def share(self, share: float) -> "Facts":
+        """The same of a data set of whose train split only a share is learned from."""
+        return self._replace(splits={**self.splits, "train": size_of(share, self.examples)})
 
 
 class Checked(NamedTuple):
@@ -304,6 +309,21 @@ class Task(Option):
         return {}
 
     # From examples to a learner, and to what its predictions are worth
+
+    @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        """The column of whose labels every share of the train split has each, about as often as all of it."""
+        return None
+
+    @classmethod
+    def share(
+        cls, train: pl.LazyFrame, schema: Mapping[str, Any], share: float, seed: int
+    ) -> Places:
+        """The rows, in their order, that a share of the train split is; a smaller one is part of it."""
+        column = cls.label_column(schema)
+        labels = None if column is None else train.select(column).collect()[column]
+        examples: int = train.select(pl.len()).collect().item()
+        return drawn(examples, labels, share, seed)
 
     @abstractmethod
     def learn_codec(

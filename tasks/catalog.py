@@ -25,6 +25,12 @@ class Spec(Plain):
     training: Training = Field(description="How the training runs.")
     transfer: Transfer | None = Field(None, description="What happens to a base's weights.")
 
+    @property
+    def taking_over(self) -> Transfer | None:
+        """What happens to weights that are taken over; None where none are."""
+        scratch = self.transfer is not None and self.transfer.from_scratch
+        return None if scratch else self.transfer
+
 
 def tasks() -> dict[str, type[Task]]:
     """Every task on offer, by name."""
@@ -78,6 +84,7 @@ def resolve(
     elif transfer is not None:
         allowed = "a `base`, or an architecture that is pretrained"
         raise Invalid(Problem(("transfer",), "there is nothing to take over", None, allowed))
+    facts = facts.share(training.share)
     task = task.resolve(facts)
     return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
 

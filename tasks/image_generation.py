@@ -245,6 +245,10 @@ class ImageGeneration(Task):
         return None if examples["label"].null_count() else "label"
 
     @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "label"
+
+    @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
         return ["image"]
 

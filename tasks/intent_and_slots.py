@@ -102,6 +102,10 @@ class IntentAndSlots(TaggingTask):
         return "intent"
 
     @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "intent"
+
+    @classmethod
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:

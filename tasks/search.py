@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import polars as pl
 import torch
 from pydantic import BaseModel, Field
@@ -42,7 +43,7 @@ from tasks.parts.corpora import CORPUS_FORMATS, read_corpus
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.rankings import RANKING_METRICS, Ranked, evaluate_rankings, score_rankings
 from tasks.parts.reading import LONG_TOKEN, TextTask
-from tasks.parts.splits import overlap
+from tasks.parts.splits import Places, overlap
 from tasks.parts.terms import MOST, PREFIX, terms
 from tasks.parts.texts import check_text, measure
 from tasks.parts.vocabulary import MAX_TEXT, BytePairs, Tokenizer, Vocabulary
@@ -259,6 +260,16 @@ class Search(TextTask):
 
     def choose_tokenizer(self, facts: Facts) -> Tokenizer:
         return BytePairs(letters=PREFIX)
+
+    @classmethod
+    def share(
+        cls, train: pl.LazyFrame, schema: Mapping[str, Any], share: float, seed: int
+    ) -> Places:
+        """All documents, and a share of the queries that are learned from."""
+        documents: int = schema["documents"]
+        queries = super().share(train.slice(documents), schema, share, seed)
+        rows: Places = np.concatenate([np.arange(documents), documents + queries])
+        return rows
 
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None

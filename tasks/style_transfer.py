@@ -133,6 +133,10 @@ class StyleTransfer(Task):
         kept = {name: frame.select("image", "name") for name, frame in splits.items()}
         return kept, schema, summary(facts)
 
+    @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "style"
+
     def choose_architecture(self, facts: Facts) -> Architecture:
         return AdaptiveResidual()
 

@@ -62,6 +62,10 @@ class TabularClassification(Task):
         return target_of(examples, options)
 
     @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return str(schema["target"])
+
+    @classmethod
     def describe(
         cls, splits: Mapping[str, pl.DataFrame], options: DatasetOptions
     ) -> tuple[dict[str, pl.DataFrame], dict[str, Any], dict[str, Any]]:

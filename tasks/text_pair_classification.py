@@ -177,6 +177,10 @@ class TextPairClassification(TextTask):
         return "label"
 
     @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "label"
+
+    @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
         return ["text_a", "text_b"]
 

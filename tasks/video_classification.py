@@ -213,6 +213,10 @@ class VideoClassification(Task):
         return "label"
 
     @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "label"
+
+    @classmethod
     def identity(cls, examples: pl.DataFrame, schema: Mapping[str, Any]) -> list[str]:
         return ["clip"]
 

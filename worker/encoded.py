@@ -8,7 +8,7 @@ from hashlib import sha256
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save_file
@@ -36,6 +36,12 @@ def columns_name(blob_id: str, task: str, codec: str) -> str:
     """The file name of a split's columns: a function of its bytes and of all that encoded them."""
     key = sha256("\0".join((blob_id, task, codec)).encode()).hexdigest()
     return f"{key}.columns.safetensors"
+
+
+def part_name(blob_id: str, task: str, schema: Mapping[str, Any], share: float, seed: int) -> str:
+    """The file name of a share of a split: a function of its bytes and of all that it is drawn by."""
+    drawn_by = json.dumps([task, schema, share, seed], sort_keys=True)
+    return f"{sha256(f'{blob_id} {drawn_by}'.encode()).hexdigest()}.part.parquet"
 
 
 def save_columns(pieces: Iterable[Columns], path: Path) -> None:

@@ -158,9 +158,12 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     dataset, files = materials.dataset(job.dataset_id or "")
     find = checkpoints.last if desk.group.rank else checkpoints.newest
     checkpoint = find(desk.database, job)
-    base = None if checkpoint else desk.base
+    taking_over = None if checkpoint else spec.taking_over
+    base = desk.base if taking_over else None
     published = None if checkpoint or base else materials.published(spec.task.architecture)
     examples = {name: materials.examples(blob) for name, blob in files.items()}
+    if spec.training.share < 1:
+        files["train"], examples["train"] = materials.part(files["train"], spec, dataset.schema)
     if checkpoint is not None:
         codec = spec.task.codec_type.model_validate(materials.codec(checkpoint))
     else:
@@ -177,11 +180,11 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     if base is not None:
         alike = type(spec.task) is type(base.task) and spec.task.same_outputs(codec, base.codec)
         learner.take_over(base.learner, head=alike)
-    if published is not None:
+    if published is not None and taking_over:
         spec.task.architecture.begin(learner, published)
     desk.group.place(learner, desk.device)
     plan = plan_of(learner, splits["train"].columns, spec.training)
-    learner.start(spec.training, spec.transfer, plan.steps)
+    learner.start(spec.training, spec.taking_over, plan.steps)
 
     start = Position(State(), 0.0)
     if checkpoint is not None:

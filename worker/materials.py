@@ -1,7 +1,7 @@
 """What a job works on: splits, encoded once per machine, and models trained before."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +16,17 @@ from store.session import Database
 from store.tables import Checkpoint, Dataset
 from tasks import trained
 from tasks.base import Codec, Task
-from tasks.catalog import read_spec
+from tasks.catalog import Spec, read_spec
 from tasks.parts.columns import Columns
 from tasks.trained import Trained
 from worker.cache import Cache
-from worker.encoded import columns_name, load_columns, save_columns
+from worker.encoded import columns_name, load_columns, part_name, save_columns
 from worker.loop import Split
 from worker.published import published
+
+_ROW = "\0row"
+_GROUP_BYTES = 16 << 20
+"""Of a share that are read at once, about."""
 
 
 class Materials:
@@ -39,6 +43,20 @@ class Materials:
     def examples(self, blob_id: str) -> pl.LazyFrame:
         """The examples of the split that is this blob, none of them read yet."""
         return pl.scan_parquet(self.blob(blob_id), glob=False)
+
+    def part(self, blob_id: str, spec: Spec, schema: Mapping[str, Any]) -> tuple[str, pl.LazyFrame]:
+        """The share of a train split that a job learns from, and what tells it from others as a blob's id does."""
+        task, share, seed = spec.task, spec.training.share, spec.training.seed
+        examples, name = self.examples(blob_id), part_name(blob_id, task.name, schema, share, seed)
+
+        def write(path: Path) -> None:
+            rows = pl.Series(task.share(examples, schema, share, seed), dtype=pl.UInt32)
+            per_row = self.blob(blob_id).stat().st_size / examples.select(pl.len()).collect().item()
+            kept = examples.with_row_index(_ROW).filter(pl.col(_ROW).is_in(rows.implode()))
+            # Written as it is read, some groups of rows at a time: the split may be larger than memory.
+            kept.drop(_ROW).sink_parquet(path, row_group_size=max(1, int(_GROUP_BYTES / per_row)))
+
+        return name, pl.scan_parquet(self._cache.get(name, write), glob=False)
 
     def split(
         self,

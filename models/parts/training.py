@@ -73,6 +73,13 @@ class Training(Plain):
     early_stopping: EarlyStopping | None = Field(
         None, description="End when the objective no longer improves; null trains all epochs."
     )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="How much of the train split is learned from: examples drawn by the `seed`, labels as often as in "
+        "all of it and each at least once; a smaller share is part of a larger one.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="The only source of randomness: same seed, same weights."
     )
@@ -98,6 +105,11 @@ class Transfer(Plain):
     )
     backbone_learning_rate: float = Field(
         0.1, gt=0, le=1, description="Learning rate of the backbone as a factor of the head's."
+    )
+    from_scratch: bool = Field(
+        False,
+        description="Take nothing over: the same network begins with random weights, and the other fields mean "
+        "nothing. What a job with it comes to shows what the base is worth.",
     )
 
     def learning_blocks(self, blocks: int, epoch: int) -> int:

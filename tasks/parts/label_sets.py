@@ -149,6 +149,10 @@ class LabelTask(Task):
     def stratum(cls, examples: pl.DataFrame, options: DatasetOptions) -> str | None:
         return RAREST if RAREST in examples.columns else "label"
 
+    @classmethod
+    def label_column(cls, schema: Mapping[str, Any]) -> str | None:
+        return "label"
+
     def resolve(self, facts: Facts) -> Self:
         """Raises Invalid for a loss, or one label, that does not fit the data."""
         several = bool(facts.schema.get("multi_label", False))
