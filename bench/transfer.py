@@ -162,7 +162,7 @@ def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -
     model = client.wait(learned["id"])["model"]
     data = client.upload(pair.task, pair.name, target, **pair.options)
     compare = {"shares": [SHARE], "seeds": seeds}
-    sweep = client.sweep(data["id"], {}, base=model, compare=compare)
+    sweep = client.sweep(data["id"], base=model, compare=compare)
     gains = _ended(client, sweep["id"])["gains"]
     (row,) = gains["rows"]
     return {

@@ -44,9 +44,9 @@ class Client:
     def job(self, job_id: str) -> Answer:
         return self.call("GET", f"/v1/jobs/{job_id}")
 
-    def sweep(self, dataset: str, space: Mapping[str, Any], **request: Any) -> Answer:
-        """Search `space` by many jobs; the rest of the request is what they have in common."""
-        return self.call("POST", "/v1/sweeps", json={"dataset": dataset, "space": space, **request})
+    def sweep(self, dataset: str, **request: Any) -> Answer:
+        """Search a `space`, or `compare`, by many jobs; the rest of the request is what they have in common."""
+        return self.call("POST", "/v1/sweeps", json={"dataset": dataset, **request})
 
     def sweep_of(self, sweep_id: str) -> Answer:
         return self.call("GET", f"/v1/sweeps/{sweep_id}")
