@@ -53,6 +53,42 @@ def _rows(source: Path, target: Path, sex: str) -> Path:
     return target
 
 
+def genres(folder: Path, made: Path) -> tuple[Files, Files]:
+    """Parts of speech: e-mails, weblogs, newsgroups and answers for the base, then reviews."""
+    base = {
+        part: _sentences(folder / f"{name}.conllu", made / f"others.{name}.conllu", reviews=False)
+        for part, name in (("train", "train"), ("validation", "valid"))
+    }
+    target = {
+        name: _sentences(folder / f"{name}.conllu", made / f"reviews.{name}.conllu", reviews=True)
+        for name in ("train", "test")
+    }
+    return base, target
+
+
+def _sentences(source: Path, target: Path, *, reviews: bool) -> Path:
+    blocks = source.read_text("utf-8").strip().split("\n\n")
+    kept = [block for block in blocks if ("# sent_id = reviews-" in block) is reviews]
+    target.write_text("\n\n".join([*kept, ""]), "utf-8")
+    return target
+
+
+def intents(folder: Path, made: Path) -> tuple[Files, Files]:
+    """Requests to an assistant: four intents for the base, three others."""
+    named = {"train": "train", "validation": "valid", "test": "test"}
+    lines = {part: (folder / f"{name}.jsonl").read_text("utf-8") for part, name in named.items()}
+    told = {part: [json.loads(line) for line in text.splitlines()] for part, text in lines.items()}
+    known = sorted({line["intent"] for line in told["train"]})[:4]
+    some, others = (
+        {part: made / f"{name}.{part}.jsonl" for part in named} for name in ("some", "others")
+    )
+    for part, each in told.items():
+        for files, wanted in ((some, True), (others, False)):
+            kept = [line for line in each if (line["intent"] in known) is wanted]
+            files[part].write_text("\n".join(map(json.dumps, kept)), "utf-8")
+    return some, others
+
+
 def low_and_high_signs(folder: Path, made: Path) -> tuple[Files, Files]:
     """Images of hands that show a digit: zero to four for the base."""
     low, high = (
@@ -106,6 +142,22 @@ PAIRS = [
         "tabular-classification",
         women_and_men,
         options={"column_mapping": {"target": "income"}},
+    ),
+    Pair(
+        "reviews-from-other-genres",
+        "text",
+        "ud_english_ewt",
+        "token-classification",
+        genres,
+        base_training={"epochs": 5},
+    ),
+    Pair(
+        "intents-from-other-intents",
+        "text",
+        "snips_en",
+        "text-classification",
+        intents,
+        options={"column_mapping": {"label": "intent"}},
     ),
     Pair(
         "high-signs-from-low",
