@@ -19,10 +19,10 @@ Scores = dict[Any, float]
 
 
 def of(sweep: Sweep, trials: Sequence[Job]) -> Object | None:
-    """A table of what trials that succeeded came to, share by share; None if the sweep compares nothing of it."""
+    """A table of what trials that were trained to their end came to, share by share; None for other sweeps."""
     if FROM_SCRATCH not in sweep.space:
         return None
-    done = [job for job in trials if job.status == "succeeded"]
+    done = [job for job in trials if job.status == "succeeded" and _is_whole(job)]
     split = "test" if done and all("test" in job.metrics for job in done) else "validation"
     rows = [_row(sweep, done, share, split) for share in _shares(sweep)]
     return {
@@ -31,6 +31,12 @@ def of(sweep: Sweep, trials: Sequence[Job]) -> Object | None:
         "rows": rows,
         "as_good_from": _as_good_from(rows, maximise=sweep.maximise),
     }
+
+
+def _is_whole(job: Job) -> bool:
+    """Whether nobody stopped it, which would leave it less to learn from than others had."""
+    training = job.spec["training"]
+    return bool(training["early_stopping"] or job.progress.get("epoch", 0) >= training["epochs"])
 
 
 def _shares(sweep: Sweep) -> list[float]:

@@ -32,8 +32,12 @@ def shown(client: TestClient, sweep: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def end(worker: Worker, trial: dict[str, Any], validation: float, test: float) -> None:
+def end(
+    worker: Worker, trial: dict[str, Any], validation: float, test: float, *, early: bool = False
+) -> None:
     job = worker.take(trial["job"])
+    epochs = job.spec["training"]["epochs"]
+    worker.record(job, progress={"epoch": epochs - early, "epochs": epochs})
     worker.save(job)
     metrics = {"validation": {"accuracy": validation}, "test": {"accuracy": test}}
     worker.finish(job, metrics=metrics)
@@ -125,6 +129,20 @@ def test_what_is_searched_beside_is_chosen_by_the_validation_split_for_either_si
     (row,) = shown(client, sweep)["gains"]["rows"]
     assert (row["with_transfer"], row["from_scratch"]) == (0.6, 0.5)
     assert (row["gain_error"], row["seeds"]) == (None, 1)
+
+
+def test_a_trial_that_was_stopped_does_not_count(
+    service: Service, client: TestClient, dataset: str, base: str, worker: Worker
+) -> None:
+    compare = {"shares": [1.0], "seeds": 2}
+    sweep = compared(client, dataset, base=base, compare=compare, parallel=4)
+    tend(service.database, sweep["id"])
+    for trial in shown(client, sweep)["trials"]:
+        chosen = trial["parameters"]
+        early = chosen["transfer.from_scratch"] and chosen["training.seed"] == 1
+        end(worker, trial, 0.5, 0.25 if early else 0.75, early=early)
+    (row,) = shown(client, sweep)["gains"]["rows"]
+    assert (row["gain"], row["seeds"]) == (0.0, 1)
 
 
 @pytest.mark.parametrize(
