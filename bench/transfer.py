@@ -35,6 +35,8 @@ class Pair(NamedTuple):
     """What the base learns, if not the same."""
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
     base_training: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    rate: float | None = None
+    """The learning rate of what is taken over, as a factor; None: whatever the service chooses."""
 
 
 def women_and_men(folder: Path, made: Path) -> tuple[Files, Files]:
@@ -165,6 +167,7 @@ PAIRS = [
         "sign_language_digits",
         "image-classification",
         low_and_high_signs,
+        rate=1.0,
     ),
     Pair(
         "digits-of-other-speakers",
@@ -180,6 +183,7 @@ PAIRS = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--only", nargs="+", help="names of pairs, or modalities")
+    parser.add_argument("--rate", type=float, help="backbone_learning_rate of every pair")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each side")
 
 
@@ -188,7 +192,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made, service() as client:
         print(f"{'pair':28}{'modality':10}{'metric':12}{'with':>8}{'without':>9}{'gain':>17}  min")
         for pair, folder in _found(arguments.data, arguments.only):
-            row = _compare(client, pair, folder, Path(made), arguments.seeds)
+            asked = pair._replace(rate=arguments.rate or pair.rate)
+            row = _compare(client, asked, folder, Path(made), arguments.seeds)
             pairs[pair.name] = row
             error = "" if row["gain_error"] is None else f" +- {row['gain_error']:.4f}"
             print(
@@ -214,7 +219,8 @@ def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -
     model = client.wait(learned["id"])["model"]
     data = client.upload(pair.task, pair.name, target, **pair.options)
     compare = {"shares": [SHARE], "seeds": seeds}
-    sweep = client.sweep(data["id"], base=model, compare=compare)
+    transfer = {} if pair.rate is None else {"backbone_learning_rate": pair.rate}
+    sweep = client.sweep(data["id"], base=model, transfer=transfer, compare=compare)
     gains = _ended(client, sweep["id"])["gains"]
     (row,) = gains["rows"]
     return {
@@ -227,7 +233,7 @@ def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -
         "gain_error": row["gain_error"],
         "seeds": row["seeds"],
         "examples": round(SHARE * data["splits"]["train"]),
-        "base": model,
+        "rate": sweep["request"]["transfer"].get("backbone_learning_rate"),
         "minutes": (time.monotonic() - started) / 60,
     }
 
