@@ -76,3 +76,21 @@ def test_a_codec_learned_from_a_share_reads_the_whole_of_every_split(
     codec = spec.task.learn_codec(train[rows].lazy(), checked.schema)
     for frame in checked.splits.values():
         assert codec.encode(frame).examples > 0
+
+
+def test_a_share_of_a_search_has_all_documents_and_some_queries(tmp_path: Path) -> None:
+    kind = catalog.task_named("search")
+    checked = kind.check(toy("search", tmp_path), kind.options_type())
+    train, documents = checked.splits["train"], checked.schema["documents"]
+    rows = kind.share(train.lazy(), checked.schema, 0.5, 0).tolist()
+    assert rows[:documents] == list(range(documents))
+    assert len(rows) - documents == round(0.5 * (train.height - documents)) > 0
+
+
+def test_a_share_of_a_table_is_even_over_its_target(tmp_path: Path) -> None:
+    kind = catalog.task_named("tabular-classification")
+    checked = kind.check(toy("tabular-classification", tmp_path), kind.options_type())
+    train = checked.splits["train"]
+    rows = kind.share(train.lazy(), checked.schema, 0.25, 3)
+    counts = Counter(train[rows][checked.schema["target"]])
+    assert max(counts.values()) - min(counts.values()) <= 1
