@@ -1,7 +1,7 @@
 """Transfer: what a model learned before is worth to one that has little data, beside the same network from scratch.
 
-`--data DIR` holds the data sets of `bench quality`. Each is cut into two that share no example, and no writer, speaker
-or label either where that is how they are cut: one that a base learns from, and one of which a tenth is learned from.
+`--data DIR` holds the data sets of `bench quality`. Each is cut into two that share no example: one that a base learns
+from, and one of which a tenth is learned from.
 """
 
 import argparse
@@ -233,7 +233,7 @@ def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -
         "gain_error": row["gain_error"],
         "seeds": row["seeds"],
         "examples": round(SHARE * data["splits"]["train"]),
-        "rate": sweep["request"]["transfer"].get("backbone_learning_rate"),
+        "rate": pair.rate,
         "minutes": (time.monotonic() - started) / 60,
     }
 
