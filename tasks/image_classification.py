@@ -14,6 +14,7 @@ from models.base import Architecture, Backbone, Batch, ImageBackbone, Supervised
 from models.cnn import CNN
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.precision import autocast
+from models.parts.published import Published
 from models.resnet import ResNet
 from tasks.base import Checked, DatasetOptions, Facts, Upload
 from tasks.parts.archives import Archive, Limits, class_folders, open_archive, refuse_foreign
@@ -40,8 +41,11 @@ from tasks.parts.manifests import manifests, read_manifests
 from tasks.parts.pictures import (
     Squares,
     as_shown,
+    fitting_channels,
+    fitting_side,
     look,
     pixel_moments,
+    published_squares,
     summary,
 )
 from tasks.parts.problems import Invalid, Problem
@@ -196,15 +200,16 @@ class ImageClassification(LabelTask):
         return examples, schema, {**shares, **summary(facts)}
 
     def choose_architecture(self, facts: Facts) -> Architecture:
-        return CNN() if _side(facts) <= 32 else ResNet()
+        return CNN() if _side(facts, AUTO) <= 32 else ResNet()
 
     def resolve(self, facts: Facts) -> Self:
         chosen = {
-            "image_size": _side(facts),
-            "channels": 3 if facts.schema["colour"] else 1,
+            "image_size": _side(facts, self.architecture),
             "augmentation": Augmentation(shift=0.1, zoom=0.1, rotate=10, light=0.2),
         }
         update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        colour = facts.schema["colour"]
+        update["channels"] = fitting_channels(self.architecture, self.channels, colour=colour)
         return super().resolve(facts).model_copy(update=update)
 
     def learn_codec(
@@ -217,6 +222,9 @@ class ImageClassification(LabelTask):
         side, channels = self.image_size, self.channels
         mean, std = pixel_moments(train.select("image"), side, channels, len(column))
         return ImageCodec(**labels, side=side, channels=channels, mean=mean, std=std)
+
+    def reading(self, published: Published) -> Squares:
+        return published_squares(self.architecture, self.image_size)
 
     def build(self, codec: ImageCodec) -> ImageClassifier:
         backbone = self.architecture.build(codec.channels, (codec.side, codec.side))
@@ -249,8 +257,8 @@ def _has_tables(upload: Upload) -> bool:
         return False  # said, with its place, when the file is read
 
 
-def _side(facts: Facts) -> int:
-    """The typical side of the images in steps of 8, no larger than so many examples warrant."""
+def _side(facts: Facts, architecture: Any) -> int:
+    """The typical side of the images in steps of 8, no larger than so many examples or the network warrant."""
     typical = math.sqrt(facts.schema["width"] * facts.schema["height"])
     most = 64 if facts.examples < 20_000 else 128
-    return max(SMALLEST_SIDE, min(most, math.ceil(typical / STEP) * STEP))
+    return fitting_side(architecture, typical, SMALLEST_SIDE, most, STEP)

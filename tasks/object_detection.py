@@ -12,6 +12,7 @@ from models.parts.center_points import CenterPoints
 from models.parts.detection import Detector
 from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.published import Published
 from models.parts.schedules import Cosine
 from models.parts.set_prediction import SetPrediction
 from models.resnet import ResNet
@@ -38,7 +39,13 @@ from tasks.parts.marked_files import (
     describe_marked,
     read_marked,
 )
-from tasks.parts.pictures import as_shown, pixel_moments
+from tasks.parts.pictures import (
+    Squares,
+    as_shown,
+    fitting_channels,
+    pixel_moments,
+    published_squares,
+)
 
 SMALLEST_SIDE, LARGEST_SIDE, STEP = 16, 1024, 16
 AIM = 24
@@ -104,10 +111,11 @@ class ObjectDetection(Task):
         chosen = {
             "detector": CenterPoints(),
             "image_size": _side(facts),
-            "channels": 3 if facts.schema["colour"] else 1,
             "augmentation": Augmentation(shift=0.1, zoom=0.3, flip=True, light=0.2),
         }
         update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        colour = facts.schema["colour"]
+        update["channels"] = fitting_channels(self.architecture, self.channels, colour=colour)
         return super().resolve(facts).model_copy(update=update)
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
@@ -132,6 +140,9 @@ class ObjectDetection(Task):
         return DetectionCodec(
             labels=labels, counts=counts, side=side, channels=channels, mean=mean, std=std
         )
+
+    def reading(self, published: Published) -> Squares:
+        return published_squares(self.architecture, self.image_size)
 
     def build(self, codec: DetectionCodec) -> ObjectDetector:
         backbone = self.architecture.build(codec.channels, (codec.side, codec.side))

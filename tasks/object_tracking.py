@@ -11,6 +11,7 @@ from pydantic import Field
 from models.base import Architecture, ImageBackbone
 from models.parts.detection import Detector
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.published import Published
 from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
 from tasks.object_detection import LARGEST_SIDE, SMALLEST_SIDE, STEP, ObjectDetection
 from tasks.parts.augmentation import Augmentation
@@ -137,6 +138,9 @@ class ObjectTracking(Task):
         )
         learned = self._detection().learn_codec(images, schema, base)
         return TrackingCodec(association=self.association, **dict(learned))
+
+    def reading(self, published: Published) -> Any:
+        return self._detection().reading(published)
 
     def build(self, codec: TrackingCodec) -> Tracker:
         found = self._detection().build(codec)

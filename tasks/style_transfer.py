@@ -22,6 +22,7 @@ from models.parts.looks import (
     style_distance,
 )
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.pretrained import Pretrained
 from tasks.base import Checked, DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_each
 from tasks.parts.images import ImageFacts, Pixels, inspect, pixels_of, reduced_pixels
 from tasks.parts.pictures import Squares, as_shown, summary
@@ -150,6 +151,11 @@ class StyleTransfer(Task):
         return self.model_copy(update={"features": base.architecture})
 
     def resolve(self, facts: Facts) -> Self:
+        if isinstance(self.features, Pretrained) and self.features.config is None:
+            message = (
+                "published features are had from a model that began with them: name it as `base`"
+            )
+            raise Invalid(Problem(("task", "features"), message, self.features.name))
         width, height = self._read_size(facts)
         crop = max(16, min(128, int(min(width, height)) // 8 * 8))
         crop = crop if self.crop == AUTO else self.crop

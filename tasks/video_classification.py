@@ -24,6 +24,7 @@ from models.gru import GRU
 from models.parts.layers import Normalised
 from models.parts.losses import ClassificationLoss, CrossEntropy
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.published import Published
 from models.parts.whereabouts import WhatAndWhere
 from models.resnet import ResNet
 from tasks.base import DatasetOptions, Facts, Metrics, Objective, Task, Upload
@@ -42,7 +43,13 @@ from tasks.parts.labels import (
     evaluate_labels,
     score_labels,
 )
-from tasks.parts.pictures import Squares, as_shown
+from tasks.parts.pictures import (
+    Squares,
+    as_shown,
+    fitting_channels,
+    fitting_side,
+    published_squares,
+)
 from tasks.parts.splits import SPLIT
 
 FORMAT = "class-folders"
@@ -238,17 +245,18 @@ class VideoClassification(Task):
         return examples, schema, report
 
     def choose_architecture(self, facts: Facts) -> Architecture:
-        return CNN() if _side(facts) <= 32 else ResNet()
+        return CNN() if _side(facts, AUTO) <= 32 else ResNet()
 
     def resolve(self, facts: Facts) -> Self:
         chosen = {
             "time": GRU(dropout=0.2),
             "frames": max(FEWEST_FRAMES, min(16, math.ceil(facts.schema["frames"]))),
-            "image_size": _side(facts),
-            "channels": 3 if facts.schema["colour"] else 1,
+            "image_size": _side(facts, self.architecture),
             "augmentation": Augmentation(shift=0.1, zoom=0.1, rotate=10, light=0.2),
         }
         update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        colour = facts.schema["colour"]
+        update["channels"] = fitting_channels(self.architecture, self.channels, colour=colour)
         return super().resolve(facts).model_copy(update=update)
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
@@ -275,6 +283,9 @@ class VideoClassification(Task):
             std=std,
         )
 
+    def reading(self, published: Published) -> Squares:
+        return published_squares(self.architecture, self.image_size)
+
     def build(self, codec: ClipCodec) -> VideoClassifier:
         backbone = self.architecture.build(codec.channels, (codec.side, codec.side))
         criterion = self.loss.build(codec.counts)
@@ -292,8 +303,8 @@ class VideoClassification(Task):
         return evaluate_labels(predictions, examples["label"].to_list())
 
 
-def _side(facts: Facts) -> int:
-    """The typical side of the frames in steps of 8, no larger than so many clips warrant."""
+def _side(facts: Facts, architecture: Any) -> int:
+    """The typical side of the frames in steps of 8, no larger than so many clips or the network warrant."""
     typical = math.sqrt(facts.schema["width"] * facts.schema["height"])
     most = 64 if facts.examples < 20_000 else 128
-    return max(SMALLEST_SIDE, min(most, math.ceil(typical / STEP) * STEP))
+    return fitting_side(architecture, typical, SMALLEST_SIDE, most, STEP)

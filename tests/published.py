@@ -1,15 +1,37 @@
 """Tiny checkpoints in the layout of the Hub, made here, and architectures that begin with one."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import torch
+from safetensors.torch import save_file
+
 from models.base import Architecture
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published
 
-MAKERS: dict[str, Callable[[Path], None]] = {}
+
+def image_network(folder: Path) -> None:
+    """A network of two scales, fine enough for images of 16 pixels."""
+    # Loading it takes a second, which tests that begin with nothing published need not wait for.
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    torch.manual_seed(1)
+    config = ConvNextConfig(
+        patch_size=2, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], layer_scale_init_value=1.0
+    )
+    # By hand: of several processes, `save_pretrained` writes in the first one alone.
+    config.to_json_file(folder / "config.json")
+    weights = ConvNextForImageClassification(config).state_dict()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    shown = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5], "size": 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(shown))
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {"PretrainedImage": image_network}
 """What writes a tiny checkpoint into a folder, for each class of pretrained architectures."""
 
 

@@ -9,12 +9,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from models.parts.options import Plain
+from models.base import Architecture
+from models.parts.options import AUTO, Plain
+from models.pretrained_image import COLOURS, PretrainedImage, Shown
 from tasks.parts.examples import pieces
 from tasks.parts.images import ImageFacts, Size, decode_all, inspect, sides
 from tasks.parts.media import each
 from tasks.parts.problems import Invalid, Problem
 
+LARGEST = 512
+"""Side of squares that are not asked for, at the most."""
 SAMPLE_PIXELS = 1 << 24
 """Enough to take their mean and spread from."""
 
@@ -34,6 +38,43 @@ def as_shown(base: Any) -> dict[str, Any]:
         allowed = "a model of another task on images"
         raise Invalid(Problem(("base",), "does not read images as this task does", None, allowed))
     return {name: getattr(base, name) for name in Squares.model_fields}
+
+
+def published_look(architecture: Architecture) -> Shown:
+    """How a published network was shown images."""
+    assert isinstance(architecture, PretrainedImage)
+    return architecture.shown or Shown()
+
+
+def published_squares(architecture: Architecture, side: int) -> Squares:
+    """Squares of that side, of the colours that a published network was shown."""
+    shown = published_look(architecture)
+    return Squares(side=side, channels=COLOURS, mean=shown.mean, std=shown.std)
+
+
+def fitting_channels(architecture: Any, asked: Any, *, colour: bool) -> Any:
+    """Those asked for, or else what suits the network, and whether there is colour to be seen.
+
+    Raises Invalid for brightness alone before a published network.
+    """
+    published = isinstance(architecture, PretrainedImage)
+    if published and asked not in (AUTO, COLOURS):
+        message = "a published network looks at colours, of which grey is one"
+        raise Invalid(Problem(("task", "channels"), message, asked, [COLOURS]))
+    if asked != AUTO:
+        return asked
+    return COLOURS if published or colour else 1
+
+
+def fitting_side(architecture: Any, typical: float, least: int, most: int, step: int) -> int:
+    """The `typical` side of images in steps, within bounds, or within those of a published network.
+
+    That one knows images of the side it was shown; half of it costs a quarter, and is still known.
+    """
+    if isinstance(architecture, PretrainedImage):
+        most = max(least, min(LARGEST, published_look(architecture).side) // step * step)
+        least = max(least, math.ceil(most / 2 / step) * step)
+    return max(least, min(most, math.ceil(typical / step) * step))
 
 
 def look(frame: pl.DataFrame, smallest: int = 1) -> pl.DataFrame:

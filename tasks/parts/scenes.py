@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from models.base import Architecture, Batch, ImageBackbone, MapBackbone, Supervised
 from models.parts.dense import IGNORED, Decoder, PixelDecoder, UNet, spread
 from models.parts.layers import Normalised
-from models.parts.options import AUTO, Auto, OneOf
+from models.parts.options import AUTO, Auto, OneOf, Plain
 from models.parts.precision import autocast
+from models.parts.published import Published
+from models.pretrained_image import COLOURS
 from models.resnet import ResNet
 from tasks.base import Codec, Facts, Task
 from tasks.parts.archives import Limits
@@ -31,7 +33,7 @@ from tasks.parts.images import (
     read_image,
     size_of,
 )
-from tasks.parts.pictures import as_shown, pixel_moments
+from tasks.parts.pictures import as_shown, fitting_channels, pixel_moments, published_look
 
 LIMITS = Limits(member=MAX_BYTES)
 STEP, LARGEST_SIDE = 32, 2048
@@ -52,17 +54,22 @@ class Shown(NamedTuple):
     height: int
 
 
-class SceneCodec(Codec):
-    """Images stretched to one height and width, the mean and spread of their pixels, and the labels to be told."""
+class SceneLook(Plain):
+    """How images are shown to a backbone, which relies on it: the mean and spread of their pixels."""
 
-    labels: list[str]
-    height: int
-    width: int
     channels: int
     mean: list[float]
     std: list[float]
     made_for: tuple[int, int]
     """The height and width by which the backbone chose how often it halves its maps."""
+
+
+class SceneCodec(SceneLook, Codec):
+    """Images stretched to one height and width, and the labels to be told of their pixels."""
+
+    labels: list[str]
+    height: int
+    width: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,10 +182,11 @@ class SceneTask(Task):
         chosen = {
             "height": height,
             "width": width,
-            "channels": 3 if facts.schema["colour"] else 1,
             "augmentation": Augmentation(shift=0.1, zoom=0.3, flip=True, light=0.2),
         }
         update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
+        colour = facts.schema["colour"]
+        update["channels"] = fitting_channels(self.architecture, self.channels, colour=colour)
         return super().resolve(facts).model_copy(update=update)
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
@@ -199,14 +207,19 @@ class SceneTask(Task):
             read = _as_base(base)
         return {**read, "height": size[0], "width": size[1]}
 
+    def reading(self, published: Published) -> SceneLook:
+        shown = published_look(self.architecture)
+        size = self.height, self.width
+        return SceneLook(channels=COLOURS, mean=shown.mean, std=shown.std, made_for=size)
+
     def backbone(self, codec: SceneCodec) -> MapBackbone:
         return self.architecture.build(codec.channels, codec.made_for)
 
 
 def _as_base(base: Any) -> dict[str, Any]:
     """How another task's codec has images read. Raises Invalid when it does not."""
-    if isinstance(base, SceneCodec):
-        return {name: getattr(base, name) for name in ("channels", "mean", "std", "made_for")}
+    if isinstance(base, SceneLook):
+        return {name: getattr(base, name) for name in SceneLook.model_fields}
     shown = as_shown(base)
     side = shown.pop("side")
     return {**shown, "made_for": (side, side)}

@@ -18,8 +18,10 @@ from sqlalchemy import update
 from torch import Tensor
 
 import worker.jobs
+from models.parts.pretrained import Pretrained
+from models.parts.published import Published
 from models.parts.training import Training, Transfer
-from store import blobs, checkpoints, datasets, jobs, projects
+from store import blobs, checkpoints, datasets, jobs, pretrained, projects
 from store.session import Database, now
 from store.tables import Checkpoint, Dataset, Job
 from tasks import catalog
@@ -27,6 +29,7 @@ from tasks.base import Facts, Task, Upload
 from tasks.catalog import Spec
 from tasks.trained import Trained
 from tests.conftest import opened
+from tests.published import find
 from worker.cache import Cache
 from worker.loop import fit
 from worker.materials import Materials
@@ -146,11 +149,29 @@ class Shop:
         return catalog.resolve(
             dataset.task,
             Facts(dataset.schema, dataset.splits),
-            task,
+            self._begun(task),
             Training.model_validate(training or {}),
             transfer,
             started_from,
         )
+
+    def _begun(self, task: Task) -> Task:
+        """The task, whose pretrained architecture begins with a tiny checkpoint that was uploaded."""
+        if not isinstance(task.architecture, Pretrained):
+            return task
+        folder = find(task.architecture).folder
+        files = {path.name: blobs.put(self.database, path) for path in folder.iterdir()}
+        kept = self.act(
+            pretrained.create,
+            self.project,
+            name="tiny",
+            model_type="tiny",
+            size_bytes=0,
+            files=files,
+        )
+        named = task.architecture.model_copy(update={"checkpoint": kept.id})
+        begun = task.model_copy(update={"architecture": named})
+        return catalog.grounded(begun, lambda _: Published(folder))
 
     def claimed(self, job: Job) -> Job:
         """The queued job, taken by a worker."""

@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from models.base import ImageBackbone
+from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import goal, toy
 from tests.worker.trainings import Course, course, fingerprint
@@ -29,7 +31,12 @@ def content(task: str) -> bytes:
 
 def fresh(task: str, architecture: str) -> Course:
     training = {"epochs": goal(task)[1], "batch_size": 32}
-    return course(task, content(task), {"name": architecture}, training)
+    # Toys begin with weights drawn at random, which are worth no caution.
+    at_random = (
+        architecture == "pretrained" and catalog.family_of(catalog.tasks()[task]) is ImageBackbone
+    )
+    transfer = Transfer(backbone_learning_rate=1) if at_random else None
+    return course(task, content(task), {"name": architecture}, training, transfer)
 
 
 @pytest.mark.parametrize(("task", "architecture"), list(pairs()))
