@@ -122,7 +122,9 @@ class JobCreate(Plain):
         max_length=200,
         description="A model to start from: `name`, `name@3`, `name@alias`, `job_...`, `ckpt_...`.",
     )
-    transfer: Transfer | None = Field(None, description="What happens to the base's weights.")
+    transfer: Transfer | None = Field(
+        None, description="What happens to what the base knows, and whether somebody teaches."
+    )
     resources: Resources = Field(Resources(), description="What the job runs on.")
     priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher one run first.")
     budget: Budget | None = Field(None, description="What the job may use up at most.")
@@ -214,7 +216,8 @@ class JobOut(BaseModel):
     progress: ProgressOut = Field(description="How far it is.")
     metrics: dict[str, Any] = Field(description="Of the best checkpoint, by split.")
     result: dict[str, Any] | None = Field(
-        description="What an evaluation found; what a batch prediction came to."
+        description="What an evaluation found; what a batch prediction came to; of a training on a base, what it "
+        "forgot."
     )
     model: str | None = Field(description="The model version it made, once succeeded.")
     base: str | None = Field(description="The model it started from.")

@@ -9,6 +9,7 @@ from api import faults
 from api.addresses import read_url
 from api.job_schemas import JobCreate, Resources, Webhook, model_name_of
 from api.published import Find
+from api.transferring import check_transfer, with_teacher
 from models.parts.options import LARGEST
 from store import artifacts, checkpoints, datasets, jobs, models, workers
 from store.columns import Object
@@ -34,7 +35,9 @@ def submit(
     `find` finds published checkpoints; `webhook_private`: whether its webhook may be at a private address.
     """
     dataset, base = chosen_sources(session, project_id, asked)
-    spec = chosen_spec(dataset, asked, base, find)
+    exact = with_teacher(session, project_id, asked.transfer)
+    spec = chosen_spec(dataset, asked.model_copy(update={"transfer": exact}), base, find)
+    check_transfer(session, dataset, spec, base)
     return jobs.create(
         session,
         project_id,

@@ -14,6 +14,7 @@ from api.job_schemas import JobCreate, model_name_of
 from api.published import Find
 from api.submitting import chosen_queue, chosen_sources, chosen_spec, chosen_webhook
 from api.sweep_schemas import MOST_TRIALS, SweepCreate
+from api.transferring import check_transfer, with_teacher
 from models.parts.options import AUTO
 from models.parts.pretrained import Pretrained
 from store import sweeps
@@ -36,11 +37,15 @@ def submit_sweep(
     dataset, base = chosen_sources(session, project_id, asked)
     request = asked.model_dump(mode="json", exclude_unset=True, exclude=_OWN)
     first = faults.read(JobCreate, request)
+    if (exact := with_teacher(session, project_id, first.transfer)) is not None:
+        first = first.model_copy(update={"transfer": exact})
+        request["transfer"] = exact.model_dump(mode="json", exclude_unset=True)
     spec = chosen_spec(dataset, first, base, find)
     if asked.compare is not None:
         asked = spread_out(asked, asked.compare, spec)
     if asked.space != AUTO:
         _check_space(asked)
+    check_transfer(session, dataset, spec, base)
     request = {**request, "task": {"name": dataset.task, **_pinned(first, request, spec)}}
 
     def resolved(changed: Object) -> Spec:

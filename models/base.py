@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.compiling import Compiled
+from models.parts.distillation import Lessons, widened
 from models.parts.options import Option
 from models.parts.precision import Precision, autocast, scaling
 from models.parts.training import Training, Transfer
@@ -173,7 +174,7 @@ class Learner(nn.Module):
     def take_over(self, base: "Learner", *, head: bool) -> None:
         """Start from the weights of `base`, its head only when `head` says that the outputs mean the same.
 
-        Raises NotTransferable when there is nothing to take over.
+        Outputs that the base lacks stand behind its own. Raises NotTransferable when there is nothing to take over.
         """
         raise NotTransferable("this architecture has no backbone that another training could use")
 
@@ -196,6 +197,8 @@ class Supervised(Learner):
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
+        self.lessons: Lessons | None = None
+        """What a teacher has to say, whose answers are then the last of a batch's targets."""
         self.kernels: Compiled | None = None
         self._samples: Sequence[Batch] = ()
         self._learning: list[str] = []
@@ -208,7 +211,13 @@ class Supervised(Learner):
     def loss(self, batch: Batch) -> Tensor:
         with autocast(self.precision, batch.inputs[0].device):
             outputs = (self.kernels or self)(*batch.inputs)
-        loss: Tensor = self.criterion(outputs.float(), *batch.targets)
+        return self.graded(outputs.float(), *batch.targets)
+
+    def graded(self, outputs: Tensor, *targets: Tensor) -> Tensor:
+        """The mean loss () of outputs, by the labels and by the teacher, if there is one."""
+        if self.lessons is not None:
+            return self.lessons.loss(self.criterion, outputs, *targets)
+        loss: Tensor = self.criterion(outputs, *targets)
         return loss
 
     def weight(self, batch: Batch) -> Tensor | int:
@@ -261,7 +270,8 @@ class Supervised(Learner):
         try:
             self.backbone.load_state_dict(base.backbone.state_dict())
             if head:
-                self.head.load_state_dict(base.head.state_dict())
+                known = widened(base.head.state_dict(), self.head.state_dict())
+                self.head.load_state_dict(known)
         except RuntimeError as error:
             raise NotTransferable(f"the base's weights do not fit: {error}") from error
 

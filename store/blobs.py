@@ -117,6 +117,13 @@ def read(
         yield _chunk(database, blob_id, n)[max(start - offset, 0) : stop - offset]
 
 
+def content(session: Session, blob_id: str) -> bytes:
+    """The bytes of a small blob, in the caller's transaction. Raises NotFound."""
+    size(session, blob_id)
+    chunks = select(BlobChunk.data).where(BlobChunk.blob_id == blob_id).order_by(BlobChunk.n)
+    return b"".join(session.scalars(chunks))
+
+
 def _chunk(database: Database, blob_id: str, n: int) -> bytes:
     with database.transaction(read_only=True) as session:
         found = session.get(BlobChunk, (blob_id, n))

@@ -141,3 +141,13 @@ def _step_down(session: Session, job_id: str, *, best: bool) -> None:
     values = {"is_last": False, "is_best": False} if best else {"is_last": False}
     of_job = update(Checkpoint).where(Checkpoint.job_id == job_id)
     session.execute(of_job.values(values))
+
+
+def dataset_of(session: Session, checkpoint_id: str) -> str | None:
+    """The id of the data set that a checkpoint learned from; None when it, or the checkpoint's job, was deleted.
+
+    Raises NotFound.
+    """
+    job_id = load(session, checkpoint_id).job_id
+    job = session.get(Job, job_id) if job_id is not None else None
+    return job.dataset_id if job is not None else None

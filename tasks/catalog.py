@@ -82,8 +82,9 @@ def resolve(
     elif isinstance(task.architecture, Pretrained):
         transfer = transfer or Transfer()
     elif transfer is not None:
-        allowed = "a `base`, or an architecture that is pretrained"
-        raise Invalid(Problem(("transfer",), "there is nothing to take over", None, allowed))
+        transfer = _without_base(transfer)
+    if transfer is not None and base is None:
+        _check_alone(transfer)
     facts = facts.share(training.share)
     task = task.resolve(facts)
     return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
@@ -103,6 +104,29 @@ def grounded(task: Task, find: Callable[[Pretrained], Published]) -> Task:
         place = ("task", "architecture", "checkpoint")
         raise Invalid(Problem(place, str(error), architecture.checkpoint)) from None
     return task.model_copy(update={"architecture": found})
+
+
+def _without_base(transfer: Transfer) -> Transfer:
+    """What is left of it where no weights are taken over: a teacher. Raises Invalid for anything else."""
+    lessons = transfer.distillation
+    rest = transfer.model_copy(update={"distillation": None, "backbone_learning_rate": 0.1})
+    if lessons is None or lessons.teacher is None or rest != Transfer():
+        allowed = "a `base`, or an architecture that is pretrained"
+        raise Invalid(Problem(("transfer",), "there is nothing to take over", None, allowed))
+    return transfer.model_copy(update={"backbone_learning_rate": 1.0})
+
+
+def _check_alone(transfer: Transfer) -> None:
+    """Raises Invalid for what only a model of this service could be remembered by."""
+    if transfer.head in ("kept", "grown"):
+        message = "there is no `base` whose outputs could be"
+        raise Invalid(Problem(("transfer", "head"), message, transfer.head, ["auto", "new"]))
+    if transfer.replay:
+        message = "there is no `base` whose data could be replayed"
+        raise Invalid(Problem(("transfer", "replay"), message, transfer.replay, 0))
+    if transfer.distillation is not None and transfer.distillation.teacher is None:
+        message = "there is no `base` that could teach; name one"
+        raise Invalid(Problem(("transfer", "distillation", "teacher"), message))
 
 
 def _on_base(task: Task, base: Task) -> Task:

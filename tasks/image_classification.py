@@ -105,12 +105,13 @@ class ImageClassifier(Supervised):
     def loss(self, batch: Batch) -> Tensor:
         if not self.mixing.mixes:
             return super().loss(batch)
-        (images,), (targets,) = batch.inputs, batch.targets
+        (images,), targets = batch.inputs, batch.targets
         mixed = self.mixing.mix(images)
         with autocast(self.precision, images.device):
             outputs = (self.kernels or self)(mixed.images)
         own, other = (
-            self.criterion(outputs.float(), t) for t in (targets, targets[mixed.partners])
+            self.graded(outputs.float(), *t)
+            for t in (targets, tuple(target[mixed.partners] for target in targets))
         )
         loss: Tensor = mixed.share * own + (1 - mixed.share) * other
         return loss

@@ -43,6 +43,8 @@ class IntentPrediction(Plain):
 class IntentCodec(TagsCodec, LabelCodec):
     """What tags take, and the intents as labels."""
 
+    grows = False
+
     def encode(self, examples: pl.DataFrame, *, targets: bool = True) -> Columns:
         columns = super().encode(examples, targets=targets)
         more = (self.encode_labels(examples["intent"]),) if targets else ()

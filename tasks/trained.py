@@ -57,7 +57,16 @@ class Trained:
         return found
 
     def answering(self, columns: Columns, batch_size: int = 256) -> Iterator[list[Any] | None]:
-        """At last what `predictions` returns; until then None after each batch, so that others are heard.
+        """At last what `predictions` returns; until then None after each batch, so that others are heard."""
+        found: list[Any] = [None] * columns.examples
+        for index, outputs in self.outputs(columns, batch_size):
+            for place, prediction in zip(index.tolist(), self.codec.decode(outputs), strict=True):
+                found[place] = prediction
+            yield None
+        yield found
+
+    def outputs(self, columns: Columns, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Which examples are answered together (B,), and the learner's outputs (B, ...) for them, on the CPU.
 
         A batch for which memory does not suffice is halved.
         """
@@ -67,7 +76,6 @@ class Trained:
         order, lengths = torch.arange(columns.examples), columns.lengths
         if lengths is not None:
             order = lengths.argsort(stable=True)
-        found: list[Any] = [None] * columns.examples
         done, device, most = 0, self.device, self.codec.most_together()
         while done < columns.examples:
             index = order[done : done + batch_size]
@@ -80,11 +88,8 @@ class Trained:
                     raise
                 batch_size = len(index) // 2
                 continue
-            for place, prediction in zip(index.tolist(), self.codec.decode(outputs), strict=True):
-                found[place] = prediction
             done += len(index)
-            yield None
-        yield found
+            yield index, outputs
 
     @torch.inference_mode()
     def _outputs(self, batch: Batch) -> Tensor:

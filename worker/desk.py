@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from models.parts.precision import choose_kernels
-from store import checkpoints, jobs
+from store import checkpoints, datasets, jobs
 from store.columns import Object
 from store.session import Database, connect
 from store.tables import Checkpoint, Job
+from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 from worker.cache import Cache
 from worker.group import ALONE, Group
@@ -50,6 +51,15 @@ class Desk(NamedTuple):
         if self.job.base_checkpoint_id is None:
             return None
         return self.materials.trained(self.materials.checkpoint(self.job.base_checkpoint_id))
+
+    @property
+    def base_files(self) -> dict[str, str]:
+        """The blob of each split of the data set that the base learned from. Raises Invalid when that was deleted."""
+        with self.database.transaction(read_only=True) as session:
+            found = checkpoints.dataset_of(session, self.job.base_checkpoint_id or "")
+            if found is not None:
+                return datasets.files(session, found)
+        raise Invalid(Problem(("base",), "the data set that it learned from was deleted"))
 
     @property
     def best(self) -> Checkpoint:

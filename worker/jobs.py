@@ -11,19 +11,23 @@ import torch
 from models.parts.memory import ran_out
 from models.parts.options import LARGEST
 from models.parts.precision import choose_kernels
+from models.parts.training import Transfer
 from store.errors import Fenced
 from tasks.catalog import Spec, read_spec
+from tasks.parts.growing import outputs_on
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 from worker import checkpoints, probes
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, Told, settle, sit_down
 from worker.failures import explain
+from worker.forgetting import forgotten
 from worker.group import ALONE, Group, lost_peer
 from worker.loop import Diverged, Plan, Progress, Split, State, fit, judge, plan_of
 from worker.outages import Unreachable, disk_is_full, persist
 from worker.predictions import predict
 from worker.profiles import profiled
+from worker.remembering import Source, teach, with_replay
 from worker.report import Report
 from worker.samples import Samples
 from worker.settings import WorkerSettings
@@ -161,27 +165,36 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     taking_over = None if checkpoint else spec.taking_over
     base = desk.base if taking_over else None
     published = None if checkpoint or base else materials.published(spec.task.architecture)
-    examples = {name: materials.examples(blob) for name, blob in files.items()}
+    sources = {name: Source(blob, materials.examples(blob)) for name, blob in files.items()}
     if spec.training.share < 1:
-        files["train"], examples["train"] = materials.part(files["train"], spec, dataset.schema)
+        sources["train"] = Source(*materials.part(files["train"], spec, dataset.schema))
+    if spec.taking_over is not None:
+        sources = with_replay(sources, spec.taking_over.replay, spec.training.seed, desk)
+    head = False
     if checkpoint is not None:
         codec = spec.task.codec_type.model_validate(materials.codec(checkpoint))
     else:
         reading = base.codec if base else published and spec.task.reading(published)
-        codec = spec.task.learn_codec(examples["train"], dataset.schema, reading)
+        codec = spec.task.learn_codec(sources["train"].examples, dataset.schema, reading)
+    if base is not None:
+        plan_of_base = spec.transfer or Transfer()
+        codec, head = outputs_on(spec.task, codec, base.task, base.codec, plan_of_base)
     splits = {
-        name: materials.split(files[name], rows, spec.task, codec, desk.go_on)
-        for name, rows in examples.items()
+        name: materials.split(*source, spec.task, codec, desk.go_on)
+        for name, source in sources.items()
     }
 
     choose_kernels(spec.training.precision, deterministic=spec.training.deterministic)
     torch.manual_seed(spec.training.seed)
     learner = spec.task.build(codec)
     if base is not None:
-        alike = type(spec.task) is type(base.task) and spec.task.same_outputs(codec, base.codec)
-        learner.take_over(base.learner, head=alike)
+        learner.take_over(base.learner, head=head)
     if published is not None and taking_over:
         spec.task.architecture.begin(learner, published)
+    lessons = spec.taking_over and spec.taking_over.distillation
+    if lessons:
+        train = splits["train"], sources["train"]
+        splits["train"] = teach(learner, *train, spec.task, codec, lessons, desk)
     desk.group.place(learner, desk.device)
     plan = plan_of(learner, splits["train"].columns, spec.training)
     learner.start(spec.training, spec.taking_over, plan.steps)
@@ -192,7 +205,7 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     if start.state.epoch >= plan.epochs:
         start = start._replace(state=start.state.model_copy(update={"finished": True}))
     trained = Trained(spec.task, codec, learner)
-    return Ready(spec, trained, splits, plan, start, examples["validation"])
+    return Ready(spec, trained, splits, plan, start, sources["validation"].examples)
 
 
 def follow(ready: Ready, desk: Desk, report: Report, kept: Checkpoints) -> Command | None:
@@ -259,14 +272,17 @@ def judged(state: State, trained: Trained, validation: Split) -> State:
 
 
 def publish(ready: Ready, desk: Desk) -> None:
-    """Score the best state on the test split, and make it a version of the job's model."""
+    """Score the best state on the test split, and its base's, and make it a version of the job's model."""
     best = desk.best
     metrics = dict(best.metrics)
-    if "test" in ready.splits:
+    if "test" in ready.splits or desk.job.base_checkpoint_id:
         desk.group.load(ready.trained.learner, desk.materials.blob(best.weights_blob))
+    if "test" in ready.splits:
         *_, judged = desk.heard(judge(ready.trained, {"test": ready.splits["test"]}))
         metrics |= judged or {}
-    desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id)
+    forgetting = forgotten(ready.trained, desk)
+    result = {"forgetting": forgetting} if forgetting else None
+    desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id, result=result)
 
 
 def in_smaller_pieces(ready: Ready, devices: int) -> Spec | None:

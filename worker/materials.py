@@ -1,7 +1,7 @@
 """What a job works on: splits, encoded once per machine, and models trained before."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,12 +77,29 @@ class Materials:
                     busy()
                 yield piece
 
-        def encode(path: Path) -> None:
+        name = columns_name(blob_id, task.name, codec.model_dump_json())
+        columns = self.columns(name, pieces, busy)
+        return Split(columns, examples.drop(task.bulky).collect())
+
+    def columns(
+        self, name: str, pieces: Callable[[], Iterable[Columns]], busy: Callable[[], object]
+    ) -> Columns:
+        """Columns of that name, made of pieces now or at any time before."""
+
+        def make(path: Path) -> None:
             save_columns(pieces(), path)
 
-        name = columns_name(blob_id, task.name, codec.model_dump_json())
-        columns = load_columns(self._cache.get(name, encode, busy))
-        return Split(columns, examples.drop(task.bulky).collect())
+        return load_columns(self._cache.get(name, make, busy))
+
+    def some(self, blob_id: str, rows: Sequence[int], name: str) -> pl.LazyFrame:
+        """The examples at `rows`, in order, of the split that is this blob; kept as the file `name`."""
+
+        def write(path: Path) -> None:
+            numbered = self.examples(blob_id).with_row_index(_ROW)
+            chosen = numbered.filter(pl.col(_ROW).is_in(list(rows))).drop(_ROW)
+            chosen.sink_parquet(path)
+
+        return pl.scan_parquet(self._cache.get(name, write), glob=False)
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         """Raises NotFound."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from models.parts.distillation import Distillation
 from models.parts.optimizers import Optimizer
 from models.parts.options import AUTO, Auto, Largest, OneOf, Plain
 from models.parts.precision import Precision
@@ -91,7 +92,7 @@ class Training(Plain):
 
 
 class Transfer(Plain):
-    """What happens to the weights taken over from a base."""
+    """What happens to what a base knows: the weights taken over from it, its outputs, its answers and its data."""
 
     trainable_blocks: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
         "all",
@@ -111,6 +112,29 @@ class Transfer(Plain):
         description="Take nothing over: the same network begins with random weights, and the other fields mean "
         "nothing. What a job with it comes to shows what the base is worth.",
     )
+    head: Literal["auto", "kept", "grown", "new"] = Field(
+        "auto",
+        description="What becomes of the base's outputs: `kept`, which takes the same labels; `grown`, so that the "
+        "labels that only the data has stand behind those of the base; or `new`. `auto` keeps them where they mean "
+        "the same, grows them where the data has all of the base's labels and more, or where `replay` or "
+        "`distillation` are to keep them, and else makes new ones.",
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the examples that come from the train split of the base's own data set, so that what it "
+        "knows is not forgotten (Rolnick et al., 2019); of the validation split likewise.",
+    )
+    distillation: Distillation | None = Field(
+        None, description="Learn what another model answers, too: the base, or any other."
+    )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether something keeps what the base knows of its own outputs."""
+        from_base = self.distillation is not None and self.distillation.teacher is None
+        return self.replay > 0 or from_base
 
     def learning_blocks(self, blocks: int, epoch: int) -> int:
         """How many of the last of `blocks` learn in `epoch` (0-based)."""

@@ -1,7 +1,7 @@
 """Class labels: checks, codes, predictions, and what predictions are worth; for every task that classifies."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -116,6 +116,8 @@ def balance(splits: Mapping[str, pl.DataFrame], column: str) -> dict[str, Any]:
 class LabelCodec(Codec):
     """A codec whose targets are classes; `labels[i]` is the name of class i."""
 
+    grows: ClassVar[bool] = True
+    """Whether the outputs are a score for each label, so that there may be more behind those of a base."""
     labels: list[str]
     counts: list[int]
     """How often each label occurs in the train split."""
