@@ -167,7 +167,6 @@ PAIRS = [
         "sign_language_digits",
         "image-classification",
         low_and_high_signs,
-        rate=1.0,
     ),
     Pair(
         "digits-of-other-speakers",

@@ -90,7 +90,8 @@ class Learner(nn.Module):
 
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
-        self.training_plan, self.transfer, self.steps = training, transfer, steps
+        self.training_plan, self.steps = training, steps
+        self.transfer = transfer and transfer.resolve(published=False)
         self.micro_batches, self.precision = training.micro_batches, training.precision
         self.loss_scale = scaling(self.precision, next(self.parameters()).device)
         self.optimizers = {"main": training.optimizer.build(self.parameter_groups())}

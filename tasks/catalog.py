@@ -87,6 +87,8 @@ def resolve(
         _check_alone(transfer)
     facts = facts.share(training.share)
     task = task.resolve(facts)
+    if transfer is not None:
+        transfer = transfer.resolve(published=isinstance(task.architecture, Pretrained))
     return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
 
 
@@ -109,11 +111,11 @@ def grounded(task: Task, find: Callable[[Pretrained], Published]) -> Task:
 def _without_base(transfer: Transfer) -> Transfer:
     """What is left of it where no weights are taken over: a teacher. Raises Invalid for anything else."""
     lessons = transfer.distillation
-    rest = transfer.model_copy(update={"distillation": None, "backbone_learning_rate": 0.1})
+    rest = transfer.model_copy(update={"distillation": None, "backbone_learning_rate": AUTO})
     if lessons is None or lessons.teacher is None or rest != Transfer():
         allowed = "a `base`, or an architecture that is pretrained"
         raise Invalid(Problem(("transfer",), "there is nothing to take over", None, allowed))
-    return transfer.model_copy(update={"backbone_learning_rate": 1.0})
+    return transfer
 
 
 def _check_alone(transfer: Transfer) -> None:

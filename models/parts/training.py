@@ -104,8 +104,10 @@ class Transfer(Plain):
         description="Unfreeze one more block, from the last to the first, each time so many "
         "epochs have passed (gradual unfreezing, Howard and Ruder, 2018).",
     )
-    backbone_learning_rate: float = Field(
-        0.1, gt=0, le=1, description="Learning rate of the backbone as a factor of the head's."
+    backbone_learning_rate: Auto[Annotated[float, Field(gt=0, le=1)]] = Field(
+        AUTO,
+        description="Learning rate of the backbone as a factor of the head's. `auto` is 0.1 where the architecture is "
+        "`pretrained`, whose weights are to change little, and else 1.",
     )
     from_scratch: bool = Field(
         False,
@@ -129,6 +131,12 @@ class Transfer(Plain):
     distillation: Distillation | None = Field(
         None, description="Learn what another model answers, too: the base, or any other."
     )
+
+    def resolve(self, *, published: bool) -> "Transfer":
+        """A copy with nothing left open; `published`: whether the weights are others', or began with such."""
+        if self.backbone_learning_rate != AUTO:
+            return self
+        return self.model_copy(update={"backbone_learning_rate": 0.1 if published else 1.0})
 
     @property
     def remembers(self) -> bool:
