@@ -95,10 +95,11 @@ def resolve(
 def grounded(task: Task, find: Callable[[Pretrained], Published]) -> Task:
     """The task with what the published checkpoint says that its architecture begins with, if it does.
 
-    `find` may take long. Raises Invalid when the checkpoint cannot be had or is of no use.
+    What a request says of that itself does not count. `find` may take long. Raises Invalid when the checkpoint
+    cannot be had or is of no use.
     """
     architecture = task.architecture
-    if not isinstance(architecture, Pretrained) or architecture.config is not None:
+    if not isinstance(architecture, Pretrained):
         return task
     try:
         found = architecture.grounded(find(architecture))

@@ -1,7 +1,7 @@
 """Tiny checkpoints in the layout of the Hub, made here, and architectures that begin with one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,14 +14,18 @@ from models.parts.pretrained import Pretrained
 from models.parts.published import Published
 
 
-def image_network(folder: Path) -> None:
+def image_network(folder: Path, widths: Sequence[int] = (32, 64)) -> None:
     """A network of two scales, fine enough for images of 16 pixels."""
     # Loading it takes a second, which tests that begin with nothing published need not wait for.
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     torch.manual_seed(1)
     config = ConvNextConfig(
-        patch_size=2, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], layer_scale_init_value=1.0
+        patch_size=2,
+        num_stages=2,
+        hidden_sizes=list(widths),
+        depths=[1, 1],
+        layer_scale_init_value=1.0,
     )
     # By hand: of several processes, `save_pretrained` writes in the first one alone.
     config.to_json_file(folder / "config.json")

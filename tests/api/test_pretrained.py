@@ -1,6 +1,7 @@
 """Published checkpoints that are uploaded: what is kept of a zip, what is refused, and who may use it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from fastapi.testclient import TestClient
 
 from store import pretrained
 from tests.api.service import FOLDER, Service, errors_of, zipped
+from tests.published import image_network
+from tests.toys import toy
 
 WEIGHTS = FOLDER["model.safetensors"]
 
@@ -93,3 +96,81 @@ def test_what_is_no_safe_checkpoint_is_refused_by_file(
     assert error["loc"] == place
     assert message in error["msg"]
     assert client.get("/v1/pretrained").json() == before
+
+
+@pytest.fixture
+def images(client: TestClient, tmp_path: Path) -> str:
+    """A data set of images."""
+    upload = toy("image-classification", tmp_path)["file"]
+    with upload.path.open("rb") as file:
+        answer = client.post(
+            "/v1/datasets",
+            data={"task": "image-classification"},
+            files={"file": (upload.name, file)},
+        )
+    assert answer.status_code == 201, answer.text
+    found: str = answer.json()["id"]
+    return found
+
+
+def begin(client: TestClient, images: str, **architecture: Any) -> Any:
+    asked = {"name": "pretrained", **architecture}
+    task = {"name": "image-classification", "architecture": asked}
+    return client.post("/v1/jobs", json={"dataset": images, "task": task})
+
+
+def test_a_job_begins_with_what_was_uploaded_whatever_the_request_says_of_it(
+    client: TestClient, images: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    image_network(folder, widths=[8, 16])
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    checkpoint = send(client, files).json()["id"]
+    answer = begin(client, images, checkpoint=checkpoint, config={"model_type": "bert"})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    resolved = job["resolved"]["task"]["architecture"]
+    assert resolved["config"]["model_type"] == json.loads(files["config.json"])["model_type"]
+    assert resolved["shown"] is not None
+    assert job["resolved"]["transfer"]["backbone_learning_rate"] == 0.1
+    kept = client.delete(f"/v1/pretrained/{checkpoint}")
+    assert kept.status_code == 409, kept.text
+    assert job["id"] in kept.json()["detail"]
+    again = client.post(f"/v1/jobs/{job['id']}/clone", json={"priority": 1}).json()
+    assert again["resolved"] == job["resolved"]
+    for each in (job, again):
+        client.post(f"/v1/jobs/{each['id']}/cancel")
+    assert client.delete(f"/v1/pretrained/{checkpoint}").status_code == 204
+
+
+PLACE = ["task", "architecture", "checkpoint"]
+
+
+def test_what_cannot_be_begun_with_is_refused_before_there_is_a_job(
+    client: TestClient, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    of_texts = send(client, FOLDER).json()["id"]
+    cases = {
+        of_texts: "of kind bert",
+        "nobody/has-this": "cannot be reached",
+        "no name": "no name of a checkpoint",
+    }
+    for checkpoint, message in cases.items():
+        (error,) = errors_of(begin(client, images, checkpoint=checkpoint))
+        assert error["loc"] == PLACE
+        assert message in error["msg"], error
+    errors_of(begin(client, images, checkpoint="pre_nobody"), 404)
+    (error,) = errors_of(begin(client, images, checkpoint=of_texts, revision="main"))
+    assert "no revisions" in error["msg"]
+    assert client.get("/v1/jobs", params={"dataset": images}).json()["data"] == []
+
+
+def test_a_service_may_allow_some_checkpoints_alone(
+    service: Service, client: TestClient, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.app.state.shelf, "_allowed", ("google/*",))
+    (error,) = errors_of(begin(client, images, checkpoint="nobody/has-this-either"))
+    assert error["loc"] == PLACE
+    assert "google/*" in error["msg"]
