@@ -228,14 +228,23 @@ class Supervised(Learner):
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.transfer is None:
             return super().parameter_groups()
-        rate = self.training_plan.optimizer.learning_rate
-        return [
-            {"params": list(self.head.parameters())},
-            {
-                "params": list(self.backbone.parameters()),
-                "lr": rate * self.transfer.backbone_learning_rate,
-            },
-        ]
+        return [{"params": list(self.head.parameters())}, *self.backbone_groups(self.transfer)]
+
+    def backbone_groups(self, transfer: Transfer) -> list[dict[str, Any]]:
+        """The backbone's parameters and their learning rates, by blocks from the last to the first if these differ.
+
+        What lies in no block learns as the first one does.
+        """
+        rate = self.training_plan.optimizer.learning_rate * transfer.backbone_learning_rate
+        left = {id(weight): weight for weight in self.backbone.parameters()}
+        if transfer.layer_decay == 1:
+            return [{"params": list(left.values()), "lr": rate}]
+        groups: list[dict[str, Any]] = []
+        for depth, block in enumerate(reversed(self.backbone.blocks())):
+            found = [w for w in block.parameters() if left.pop(id(w), None) is not None]
+            groups.append({"params": found, "lr": rate * transfer.layer_decay**depth})
+        groups[-1]["params"] += left.values()
+        return [group for group in groups if group["params"]]
 
     def compile_for(self, samples: Sequence[Batch], *, ragged: bool) -> None:
         graphs = not ragged and self.micro_batches == 1 and samples[0].inputs[0].is_cuda

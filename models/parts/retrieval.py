@@ -221,8 +221,7 @@ class Retriever(Sized, Supervised):
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.transfer is None:
             return Learner.parameter_groups(self)
-        rate = self.training_plan.optimizer.learning_rate * self.transfer.backbone_learning_rate
-        return [{"params": list(self.backbone.parameters()), "lr": rate}]
+        return self.backbone_groups(self.transfer)
 
     def weight(self, batch: Batch) -> Tensor:
         counted: Tensor = (batch.targets[0][:, 0] > 0).sum()

@@ -109,6 +109,13 @@ class Transfer(Plain):
         description="Learning rate of the backbone as a factor of the head's. `auto` is 0.1 where the architecture is "
         "`pretrained`, whose weights are to change little, and else 1.",
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each block of the backbone learns at so much of the rate of the block behind it (layer-wise "
+        "decay, Howard and Ruder, 2018); 1: all at the same.",
+    )
     from_scratch: bool = Field(
         False,
         description="Take nothing over: the same network begins with random weights, and the other fields mean "

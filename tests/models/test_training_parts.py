@@ -292,6 +292,24 @@ def test_the_backbone_learns_slower_than_a_new_head() -> None:
     assert head["lr"] == pytest.approx(0.5 * Cosine().factor(3, 4))
 
 
+def test_each_block_learns_slower_than_the_one_behind_it() -> None:
+    network, data = learner(), toys.examples(PLAIN)
+    plan = training(optimizer=SGD(learning_rate=0.5, momentum=0))
+    transfer = Transfer(backbone_learning_rate=0.5, layer_decay=0.5)
+    toys.train(network, plan, data, 1, transfer)
+    head, *blocks = network.optimizers["main"].param_groups
+    rates = {id(weight): group["lr"] for group in blocks for weight in group["params"]}
+    assert sum(len(group["params"]) for group in blocks) == len(rates)
+    assert rates.keys() == {id(weight) for weight in network.backbone.parameters()}
+    with_weights = [
+        block for block in network.backbone.blocks() if any(True for _ in block.parameters())
+    ]
+    for block in with_weights:
+        place = network.backbone.blocks()[::-1].index(block)
+        (rate,) = {rates[id(weight)] for weight in block.parameters()}
+        assert rate == pytest.approx(head["lr"] * 0.5 * 0.5**place)
+
+
 def test_gradual_unfreezing_reaches_blocks_one_after_the_other() -> None:
     network, data = learner(), toys.examples(PLAIN)
     network.start(training(), Transfer(unfreeze_every=1), 3)
