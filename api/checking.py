@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from api.errors import Busy, Stopped, StorageFull, is_full, jsonable
 from api.settings import ApiSettings
 from api.stopping import Stopping
-from tasks.base import DatasetOptions, Upload
+from tasks.base import DatasetOptions, Upload, read_each
 from tasks.catalog import task_named
 from tasks.parts.hub_archives import Unpacked, unpack
 from tasks.parts.inputs import read_inputs
@@ -188,19 +188,15 @@ def _check(
 
 
 def _read(task: str, upload: Upload, folder: Path) -> dict[str, Any]:
-    try:
-        inputs = read_inputs(upload, task_named(task).input_type)
-    except Invalid as error:
-        raise Invalid(*(p._replace(loc=("file", *p.loc)) for p in error.problems)) from None
-    _write(inputs, folder / _INPUTS)
+    input_type = task_named(task).input_type
+    read = read_each({"file": upload}, lambda upload: read_inputs(upload, input_type))
+    _write(read["file"], folder / _INPUTS)
     return {}
 
 
 def _unpack(upload: Upload, folder: Path) -> dict[str, Any]:
-    try:
-        return unpack(upload.path, folder)._asdict()
-    except Invalid as error:
-        raise Invalid(*(p._replace(loc=("file", *p.loc)) for p in error.problems)) from None
+    found = read_each({"file": upload}, lambda upload: unpack(upload.path, folder))
+    return found["file"]._asdict()
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

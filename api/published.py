@@ -13,7 +13,7 @@ from api.auth import Principal
 from api.cache import Cache
 from api.settings import ApiSettings
 from models.parts.pretrained import Pretrained
-from models.parts.published import LIGHT, Published, Unusable, from_hub, is_uploaded
+from models.parts.published import Published, Unusable, from_hub, is_light, is_uploaded
 from store import pretrained
 from store.errors import NotFound
 from store.session import Database
@@ -82,7 +82,7 @@ class Shelf:
         folder = self._folder / wanted.checkpoint
         for name, blob_id in files.items():
             path = folder / name
-            if any(fnmatch(name, pattern) for pattern in LIGHT) and not path.exists():
+            if is_light(name) and not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._cache.path(blob_id).read_bytes())
         return Published(folder)

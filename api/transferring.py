@@ -47,11 +47,10 @@ def _check_head(session: Session, dataset: Dataset, spec: Spec, base: Checkpoint
         message = f"the outputs of {learned.name} are not those of {spec.task.name}"
         raise Invalid(Problem(("transfer", "head"), message, asked, ["auto", "new"]))
     kind = spec.task.codec_type
-    of_labels = issubclass(kind, LabelCodec)
     if asked == "grown" and not (issubclass(kind, LabelCodec) and kind.grows):
         message = f"the outputs of {spec.task.name} are not a score for each label"
         raise Invalid(Problem(("transfer", "head"), message, asked, ["auto", "kept", "new"]))
-    if asked == "kept" and of_labels:
+    if asked == "kept" and issubclass(kind, LabelCodec):
         replayed = _labels(session, base) if spec.transfer.replay else []
         check_kept(sorted({*dataset.schema["labels"], *replayed}), _labels(session, base))
 

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import UploadFile
+from fastapi import Form, UploadFile
 from pydantic import BaseModel
 from pydantic_core import from_json
 
@@ -19,6 +19,8 @@ from tasks.base import Upload
 from tasks.parts.problems import Invalid, Problem
 
 _COPY_BYTES = 2**20
+ShownName = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""What an upload is called for people, in a form."""
 Options = TypeVar("Options", bound=BaseModel)
 
 

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
+from bench._image_folders import images, label, with_labels
 from bench._service import service
 from cli.client import Client
 from cli.digits import digits, image_folder
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, service() as client:
         whole = _found(arguments.data) if arguments.data else _digits(Path(folder))
-        labels = sorted({_label(name) for name in _images(whole["train"])})
+        labels = sorted({label(name) for name in images(whole["train"])})
         known, added = labels[:-LATER], labels[-LATER:]
         parts = {
             "all": client.upload(TASK, "all", whole),
@@ -106,24 +106,12 @@ def _upload(
     client: Client, name: str, whole: Mapping[str, Path], labels: list[str], folder: Path
 ) -> dict[str, Any]:
     """A data set of the images with some of the labels."""
-    files = {}
-    for split, path in whole.items():
-        files[split] = folder / f"{name}.{split}.zip"
-        with ZipFile(path) as source, ZipFile(files[split], "w") as target:
-            for image in _images(path):
-                if _label(image) in labels:
-                    target.writestr(image, source.read(image))
+    files = {
+        split: with_labels(path, folder / f"{name}.{split}.zip", labels)
+        for split, path in whole.items()
+    }
     made: dict[str, Any] = client.upload(TASK, name, files)
     return made
-
-
-def _images(path: Path) -> list[str]:
-    with ZipFile(path) as archive:
-        return [name for name in archive.namelist() if not name.endswith("/")]
-
-
-def _label(name: str) -> str:
-    return Path(name).parent.name
 
 
 def _found(data: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
+from bench._image_folders import with_labels
 from bench._service import service
 from cli.client import ENDED, Client, Refused
 
@@ -31,12 +32,8 @@ class Pair(NamedTuple):
     task: str
     cut: Callable[[Path, Path], tuple[Files, Files]]
     """From the folder, files of the base and of the target, written into another folder."""
-    base_task: str | None = None
-    """What the base learns, if not the same."""
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
     base_training: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    rate: float | None = None
-    """The learning rate of what is taken over, as a factor; None: whatever the service chooses."""
 
 
 def women_and_men(folder: Path, made: Path) -> tuple[Files, Files]:
@@ -95,20 +92,12 @@ def low_and_high_signs(folder: Path, made: Path) -> tuple[Files, Files]:
     """Images of hands that show a digit: zero to four for the base."""
     low, high = (
         {
-            name: _images(folder / f"{name}.zip", made / f"{part}.{name}.zip", labels)
+            name: with_labels(folder / f"{name}.zip", made / f"{part}.{name}.zip", labels)
             for name in ("train", "test")
         }
         for part, labels in (("low", "01234"), ("high", "56789"))
     )
     return low, high
-
-
-def _images(source: Path, target: Path, labels: Collection[str]) -> Path:
-    with ZipFile(source) as whole, ZipFile(target, "w") as part:
-        for name in whole.namelist():
-            if Path(name).suffix and Path(name).parent.name in labels:
-                part.writestr(name, whole.read(name))
-    return target
 
 
 def speakers(folder: Path, made: Path) -> tuple[Files, Files]:
@@ -182,7 +171,9 @@ PAIRS = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--only", nargs="+", help="names of pairs, or modalities")
-    parser.add_argument("--rate", type=float, help="backbone_learning_rate of every pair")
+    parser.add_argument(
+        "--rate", type=float, help="backbone_learning_rate; the service's own if left out"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each side")
 
 
@@ -191,8 +182,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made, service() as client:
         print(f"{'pair':28}{'modality':10}{'metric':12}{'with':>8}{'without':>9}{'gain':>17}  min")
         for pair, folder in _found(arguments.data, arguments.only):
-            asked = pair._replace(rate=arguments.rate or pair.rate)
-            row = _compare(client, asked, folder, Path(made), arguments.seeds)
+            row = _compare(client, pair, folder, Path(made), arguments.seeds, arguments.rate)
             pairs[pair.name] = row
             error = "" if row["gain_error"] is None else f" +- {row['gain_error']:.4f}"
             print(
@@ -209,16 +199,18 @@ def _found(data: Path, only: Collection[str] | None) -> Iterator[tuple[Pair, Pat
             yield pair, next(data.rglob(pair.folder))
 
 
-def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -> dict[str, Any]:
+def _compare(
+    client: Client, pair: Pair, folder: Path, made: Path, seeds: int, rate: float | None
+) -> dict[str, Any]:
     """Train the base, and have the service compare."""
-    started, base_task = time.monotonic(), pair.base_task or pair.task
+    started = time.monotonic()
     base, target = pair.cut(folder, made)
-    first = client.upload(base_task, f"{pair.name}-base", base, **pair.options)
+    first = client.upload(pair.task, f"{pair.name}-base", base, **pair.options)
     learned = client.submit(first["id"], training=pair.base_training)
     model = client.wait(learned["id"])["model"]
     data = client.upload(pair.task, pair.name, target, **pair.options)
     compare = {"shares": [SHARE], "seeds": seeds}
-    transfer = {} if pair.rate is None else {"backbone_learning_rate": pair.rate}
+    transfer = {} if rate is None else {"backbone_learning_rate": rate}
     sweep = client.sweep(data["id"], base=model, transfer=transfer, compare=compare)
     gains = _ended(client, sweep["id"])["gains"]
     (row,) = gains["rows"]
@@ -232,7 +224,7 @@ def _compare(client: Client, pair: Pair, folder: Path, made: Path, seeds: int) -
         "gain_error": row["gain_error"],
         "seeds": row["seeds"],
         "examples": round(SHARE * data["splits"]["train"]),
-        "rate": pair.rate,
+        "rate": rate,
         "minutes": (time.monotonic() - started) / 60,
     }
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.compiling import Compiled
-from models.parts.distillation import Lessons, widened
+from models.parts.distillation import Lessons
 from models.parts.options import Option
 from models.parts.precision import Precision, autocast, scaling
 from models.parts.training import Training, Transfer
+from models.parts.widening import widened
 
 PADDING, UNKNOWN, SENTENCE_END = 0, 1, 2
 """The token ids every text backbone may rely on; a vocabulary starts with these three."""
@@ -91,6 +92,7 @@ class Learner(nn.Module):
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         """Get ready for `steps` steps: make the optimizers. Called once, before any state is restored."""
         self.training_plan, self.steps = training, steps
+        # A job's is resolved, and stays as it is.
         self.transfer = transfer and transfer.resolve(published=False)
         self.micro_batches, self.precision = training.micro_batches, training.precision
         self.loss_scale = scaling(self.precision, next(self.parameters()).device)

@@ -16,7 +16,7 @@ from models.parts.options import AUTO, Option, Plain
 from models.parts.published import Published, Unusable
 from tasks.parts.archives import refuse_foreign
 from tasks.parts.columns import Columns
-from tasks.parts.examples import pieces
+from tasks.parts.examples import height, pieces
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.shares import drawn, size_of
 from tasks.parts.splits import SPLIT, Places, SplitOptions, overlap, split
@@ -322,8 +322,7 @@ class Task(Option):
         """The rows, in their order, that a share of the train split is; a smaller one is part of it."""
         column = cls.label_column(schema)
         labels = None if column is None else train.select(column).collect()[column]
-        examples: int = train.select(pl.len()).collect().item()
-        return drawn(examples, labels, share, seed)
+        return drawn(height(train), labels, share, seed)
 
     @abstractmethod
     def learn_codec(

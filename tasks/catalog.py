@@ -78,8 +78,7 @@ def resolve(
         )
     if base is not None:
         task = _on_base(task, base)
-        transfer = transfer or Transfer()
-    elif isinstance(task.architecture, Pretrained):
+    if base is not None or isinstance(task.architecture, Pretrained):
         transfer = transfer or Transfer()
     elif transfer is not None:
         transfer = _without_base(transfer)

@@ -20,6 +20,7 @@ from tasks.parts.average_precision import summary as summed
 from tasks.parts.coco import COCO, COCO_SENTENCE, json_files
 from tasks.parts.columns import Dense
 from tasks.parts.detecting import DetectionInput, DetectionParameters
+from tasks.parts.examples import height
 from tasks.parts.grouping import objects_of
 from tasks.parts.images import EncodedImage, Pixels
 from tasks.parts.mask_folders import OBJECT_MASKS, pairs, read_classes
@@ -246,7 +247,7 @@ class InstanceSegmentation(SceneTask):
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
     ) -> InstanceCodec:
-        images = int(train.select(pl.len()).collect().item())
+        images = height(train)
         return InstanceCodec(labels=schema["labels"], **self.read_alike(train, images, base))
 
     def build(self, codec: InstanceCodec) -> InstanceLearner:

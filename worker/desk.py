@@ -61,6 +61,14 @@ class Desk(NamedTuple):
                 return datasets.files(session, found)
         raise Invalid(Problem(("base",), "the data set that it learned from was deleted"))
 
+    def evaluation(self, trained: Trained, blob_id: str) -> tuple[dict[str, Any], int]:
+        """What a model is worth on the split that is this blob, and how many examples that has. Raises Told."""
+        examples = self.materials.examples(blob_id)
+        split = self.materials.split(blob_id, examples, trained.task, trained.codec, self.go_on)
+        *_, predictions = self.heard(trained.answering(split.columns))
+        assert predictions is not None
+        return trained.task.evaluate(predictions, split.examples), split.columns.examples
+
     @property
     def best(self) -> Checkpoint:
         """The job's best checkpoint, which every training has saved before it ends."""

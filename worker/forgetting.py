@@ -1,18 +1,13 @@
 """The forgetting report: what a base and what came of it are worth on the data that the base learned from."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
-
 from store.errors import Fenced
-from tasks.parts.columns import Columns
 from tasks.parts.growing import covers
 from tasks.parts.problems import Invalid
 from tasks.trained import Trained
 from worker.desk import Desk, Told
-from worker.encoded import columns_name
 from worker.failures import explain
 from worker.group import lost_peer
 from worker.outages import Unreachable, disk_is_full
@@ -47,11 +42,13 @@ def _measure(trained: Trained, desk: Desk) -> dict[str, Any] | None:
         return None
     files = desk.base_files
     split = "test" if "test" in files else "validation"
-    before, after = (_measured(model, files[split], desk) for model in (base, trained))
+    (before, examples), (after, _) = (
+        desk.evaluation(model, files[split]) for model in (base, trained)
+    )
     return {
         "base": checkpoint.id,
         "split": split,
-        "examples": _examples(files[split], desk),
+        "examples": examples,
         **compared(before, after, trained),
     }
 
@@ -75,23 +72,3 @@ def _change(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[st
     old, new = before.get(name), after.get(name)
     change = None if old is None or new is None else new - old
     return {"before": old, "after": new, "change": change}
-
-
-def _examples(blob_id: str, desk: Desk) -> int:
-    return int(desk.materials.examples(blob_id).select(pl.len()).collect().item())
-
-
-def _measured(model: Trained, blob_id: str, desk: Desk) -> dict[str, Any]:
-    """What `evaluate` finds on a split."""
-    examples = desk.materials.examples(blob_id)
-
-    def pieces() -> Iterator[Columns]:
-        for piece in model.codec.encode_pieces(examples):
-            desk.go_on()
-            yield piece
-
-    name = columns_name(blob_id, model.task.name, model.codec.model_dump_json())
-    columns = desk.materials.columns(name, pieces, desk.go_on)
-    *_, predictions = desk.heard(model.answering(columns))
-    assert predictions is not None
-    return model.task.evaluate(predictions, examples.drop(model.task.bulky).collect())

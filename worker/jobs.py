@@ -11,7 +11,6 @@ import torch
 from models.parts.memory import ran_out
 from models.parts.options import LARGEST
 from models.parts.precision import choose_kernels
-from models.parts.training import Transfer
 from store.errors import Fenced
 from tasks.catalog import Spec, read_spec
 from tasks.parts.growing import outputs_on
@@ -164,7 +163,10 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     checkpoint = find(desk.database, job)
     taking_over = None if checkpoint else spec.taking_over
     base = desk.base if taking_over else None
-    published = None if checkpoint or base else materials.published(spec.task.architecture)
+    published = None
+    if not (checkpoint or base):
+        with_weights = taking_over is not None
+        published = materials.published(spec.task.architecture, weights=with_weights)
     sources = {name: Source(blob, materials.examples(blob)) for name, blob in files.items()}
     if spec.training.share < 1:
         sources["train"] = Source(*materials.part(files["train"], spec, dataset.schema))
@@ -176,9 +178,8 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     else:
         reading = base.codec if base else published and spec.task.reading(published)
         codec = spec.task.learn_codec(sources["train"].examples, dataset.schema, reading)
-    if base is not None:
-        plan_of_base = spec.transfer or Transfer()
-        codec, head = outputs_on(spec.task, codec, base.task, base.codec, plan_of_base)
+    if base is not None and taking_over is not None:
+        codec, head = outputs_on(spec.task, codec, base.task, base.codec, taking_over)
     splits = {
         name: materials.split(*source, spec.task, codec, desk.go_on)
         for name, source in sources.items()
@@ -189,7 +190,7 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     learner = spec.task.build(codec)
     if base is not None:
         learner.take_over(base.learner, head=head)
-    if published is not None and taking_over:
+    if published is not None and taking_over is not None:
         spec.task.architecture.begin(learner, published)
     lessons = spec.taking_over and spec.taking_over.distillation
     if lessons:
@@ -329,11 +330,7 @@ def evaluate(desk: Desk) -> None:
     _, files = materials.dataset(desk.job.dataset_id or "")
     if split not in files:
         raise Invalid(Problem(("split",), "the data set has no such split", split, sorted(files)))
-    examples = materials.examples(files[split])
-    found = materials.split(files[split], examples, trained.task, trained.codec, desk.go_on)
-    *_, predictions = desk.heard(trained.answering(found.columns))
-    assert predictions is not None
-    result = trained.task.evaluate(predictions, found.examples)
+    result, _ = desk.evaluation(trained, files[split])
     metrics = {name: value for name, value in result.items() if name in trained.task.metrics}
     desk.finish("succeeded", result=result, metrics={split: metrics})
 

@@ -18,6 +18,8 @@ from tasks import trained
 from tasks.base import Codec, Task
 from tasks.catalog import Spec, read_spec
 from tasks.parts.columns import Columns
+from tasks.parts.examples import height
+from tasks.parts.splits import Places
 from tasks.trained import Trained
 from worker.cache import Cache
 from worker.encoded import columns_name, load_columns, part_name, save_columns
@@ -47,16 +49,12 @@ class Materials:
     def part(self, blob_id: str, spec: Spec, schema: Mapping[str, Any]) -> tuple[str, pl.LazyFrame]:
         """The share of a train split that a job learns from, and what tells it from others as a blob's id does."""
         task, share, seed = spec.task, spec.training.share, spec.training.seed
-        examples, name = self.examples(blob_id), part_name(blob_id, task.name, schema, share, seed)
+        name = part_name(blob_id, task.name, schema, share, seed)
 
-        def write(path: Path) -> None:
-            rows = pl.Series(task.share(examples, schema, share, seed), dtype=pl.UInt32)
-            per_row = self.blob(blob_id).stat().st_size / examples.select(pl.len()).collect().item()
-            kept = examples.with_row_index(_ROW).filter(pl.col(_ROW).is_in(rows.implode()))
-            # Written as it is read, some groups of rows at a time: the split may be larger than memory.
-            kept.drop(_ROW).sink_parquet(path, row_group_size=max(1, int(_GROUP_BYTES / per_row)))
+        def rows() -> Places:
+            return task.share(self.examples(blob_id), schema, share, seed)
 
-        return name, pl.scan_parquet(self._cache.get(name, write), glob=False)
+        return name, self._rows(name, blob_id, rows)
 
     def split(
         self,
@@ -93,11 +91,19 @@ class Materials:
 
     def some(self, blob_id: str, rows: Sequence[int], name: str) -> pl.LazyFrame:
         """The examples at `rows`, in order, of the split that is this blob; kept as the file `name`."""
+        return self._rows(name, blob_id, lambda: rows)
+
+    def _rows(
+        self, name: str, blob_id: str, rows: Callable[[], Places | Sequence[int]]
+    ) -> pl.LazyFrame:
+        """The examples at these rows of a blob, kept as the file `name`."""
 
         def write(path: Path) -> None:
-            numbered = self.examples(blob_id).with_row_index(_ROW)
-            chosen = numbered.filter(pl.col(_ROW).is_in(list(rows))).drop(_ROW)
-            chosen.sink_parquet(path)
+            examples, wanted = self.examples(blob_id), pl.Series(rows(), dtype=pl.UInt32)
+            per_row = self.blob(blob_id).stat().st_size / height(examples)
+            kept = examples.with_row_index(_ROW).filter(pl.col(_ROW).is_in(wanted.implode()))
+            # Written as it is read, some groups of rows at a time: the split may be larger than memory.
+            kept.drop(_ROW).sink_parquet(path, row_group_size=max(1, int(_GROUP_BYTES / per_row)))
 
         return pl.scan_parquet(self._cache.get(name, write), glob=False)
 
@@ -112,13 +118,13 @@ class Materials:
         weights = self.blob(checkpoint.weights_blob)
         return trained.load(task, self.codec(checkpoint), weights, device)
 
-    def published(self, architecture: Architecture) -> Published | None:
-        """What a pretrained architecture begins with. Raises Unusable."""
+    def published(self, architecture: Architecture, *, weights: bool) -> Published | None:
+        """What a pretrained architecture begins with, or without `weights` what that says. Raises Unusable."""
         if not isinstance(architecture, Pretrained):
             return None
         self._laid_out = TemporaryDirectory()  # gone when this object is
         folder = Path(self._laid_out.name)
-        return published(self._database, architecture, folder, self.blob, weights=True)
+        return published(self._database, architecture, folder, self.blob, weights=weights)
 
     def codec(self, checkpoint: Checkpoint) -> Any:
         """The codec of a checkpoint, as JSON data."""

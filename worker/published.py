@@ -1,12 +1,11 @@
 """Published checkpoints that trainings begin with: those of the Hub, and those that were uploaded."""
 
 from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from models.parts.pretrained import Pretrained
-from models.parts.published import LIGHT, Published, Unusable, from_hub, is_uploaded
+from models.parts.published import Published, Unusable, from_hub, is_light, is_uploaded
 from store import blobs, pretrained
 from store.errors import NotFound
 from store.session import Database
@@ -52,7 +51,7 @@ def published(
     except NotFound:
         raise Unusable(f"{checkpoint} was deleted") from None
     for name, blob_id in files.items():
-        if weights or any(fnmatch(name, pattern) for pattern in LIGHT):
+        if weights or is_light(name):
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file(blob_id))

@@ -14,6 +14,7 @@ from store.tables import Checkpoint
 from tasks.base import Codec, Task
 from tasks.catalog import read_spec
 from tasks.parts.columns import Columns
+from tasks.parts.examples import height
 from tasks.parts.teaching import answers, check_teacher, give_lessons
 from worker.desk import Desk
 from worker.encoded import columns_name
@@ -43,8 +44,8 @@ def with_replay(
 
 def _mixed(source: Source, blob_id: str, share: float, seed: int, desk: Desk) -> Source:
     """The examples, and behind them those of the blob that a function of the seed chooses."""
-    known = _height(desk.materials.examples(blob_id))
-    wanted = min(known, max(1, round(_height(source.examples) * share / (1 - share))))
+    known = height(desk.materials.examples(blob_id))
+    wanted = min(known, max(1, round(height(source.examples) * share / (1 - share))))
     order = torch.randperm(known, generator=torch.Generator().manual_seed(seed))
     rows = sorted(order[:wanted].tolist())
     name = f"{blob_id}.{wanted}.{seed}.replay.parquet"
@@ -54,10 +55,6 @@ def _mixed(source: Source, blob_id: str, share: float, seed: int, desk: Desk) ->
     chosen = chosen.select([column for column in columns if column in present])
     examples = pl.concat([source.examples, chosen], how="diagonal_relaxed").select(columns)
     return Source(f"{source.name}+{name}", examples)
-
-
-def _height(examples: pl.LazyFrame) -> int:
-    return int(examples.select(pl.len()).collect().item())
 
 
 def teach(

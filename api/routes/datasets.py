@@ -21,7 +21,7 @@ from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
 from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
-from api.uploads import read_options, save
+from api.uploads import ShownName, read_options, save
 from store import blobs, datasets
 from store.errors import NotFound
 from store.session import Database
@@ -89,7 +89,6 @@ class ExamplesOut(PageOut[dict[str, Any]]):
 
 _FileField = WithJsonSchema({"type": "string", "format": "binary"})
 _File = Annotated[UploadFile | None, _FileField]
-_Name = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 
 
 @router.post("", status_code=201, summary="Upload a data set")
@@ -107,7 +106,9 @@ def create_dataset(
             json_schema_extra={"enum": sorted(tasks())},
         ),
     ],
-    name: Annotated[_Name, Form(description="A name for people; the file's name if empty.")] = "",
+    name: Annotated[
+        ShownName, Form(description="A name for people; the file's name if empty.")
+    ] = "",
     file: Annotated[
         _File, File(description="All examples in one file; the service splits them.")
     ] = None,

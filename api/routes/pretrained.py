@@ -1,5 +1,6 @@
 """Published checkpoints that were uploaded, for jobs to begin with."""
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from api.dependencies import CurrentDatabase, Reading, Writing
 from api.errors import documented
 from api.replies import Once
 from api.schemas import After, Limit, PageOut, page_out
-from api.uploads import save
+from api.uploads import ShownName, save
 from store import blobs, pretrained
+from store.session import Database
+from tasks.parts.hub_archives import Unpacked
 
 router = APIRouter(prefix="/v1/pretrained", tags=["models"])
 
@@ -30,9 +33,9 @@ class PretrainedOut(BaseModel):
         json_schema_extra={
             "example": {
                 "id": "pre_01jd2x7m0qk5t3v9r8w6y4z2ab",
-                "name": "our-bert",
-                "model_type": "bert",
-                "size_bytes": 438012345,
+                "name": "our-vit",
+                "model_type": "vit",
+                "size_bytes": 343012345,
                 "ignored": [],
                 "created_at": "2026-01-31T12:00:00Z",
             }
@@ -49,9 +52,6 @@ class PretrainedOut(BaseModel):
     created_at: datetime = Field(description="When it was uploaded.")
 
 
-_Name = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
-
-
 @router.post("", status_code=201, summary="Upload a pretrained checkpoint")
 def create_pretrained(
     request: Request,
@@ -60,10 +60,12 @@ def create_pretrained(
     database: CurrentDatabase,
     once: Once,
     file: Annotated[UploadFile, File(description="A zip of the checkpoint's folder.")],
-    name: Annotated[_Name, Form(description="A name for people; the file's name if empty.")] = "",
+    name: Annotated[
+        ShownName, Form(description="A name for people; the file's name if empty.")
+    ] = "",
 ) -> PretrainedOut:
     """Keeps a folder in the layout of the Hugging Face Hub, for services that reach no hub, or for weights of
-    your own: `config.json`, tokenizer or preprocessor files, and weights as `.safetensors`.
+    your own: `config.json`, the files of its preprocessor, and weights as `.safetensors`.
 
     Files of other kinds are not kept. A job begins with it whose architecture is
     `{"name": "pretrained", "checkpoint": "pre_..."}`.
@@ -77,23 +79,8 @@ def create_pretrained(
             kept = once.known(session, asked, PretrainedOut)
         if kept is None:
             found = checker.unpack(upload, folder)
-            paths = {each: folder / str(place) for place, each in enumerate(found.names)}
-            files = {each: blobs.put(database, path) for each, path in paths.items()}
-            size = sum(path.stat().st_size for path in paths.values())
             shown = name.strip() or Path(upload.name).stem[:200] or found.model_type
-
-            def create(session: Session) -> PretrainedOut:
-                row = pretrained.create(
-                    session,
-                    principal.project_id,
-                    name=shown,
-                    model_type=found.model_type,
-                    size_bytes=size,
-                    files=files,
-                )
-                out = PretrainedOut.model_validate(row)
-                return out.model_copy(update={"ignored": found.ignored[:100]})
-
+            create = _store(database, principal.project_id, shown, found, folder)
             with database.transaction() as session:
                 kept = once(session, asked, PretrainedOut, partial(create, session))
     response.headers["Location"] = f"/v1/pretrained/{kept.id}"
@@ -125,3 +112,26 @@ def get_pretrained(principal: Train, session: Reading, pretrained_id: str) -> Pr
 def delete_pretrained(principal: Train, session: Writing, pretrained_id: str) -> None:
     """Forgets it, unless a job or sweep that has not ended begins with it; models made from it stay."""
     pretrained.delete(session, principal.project_id, pretrained_id)
+
+
+def _store(
+    database: Database, project_id: str, name: str, found: Unpacked, folder: Path
+) -> Callable[[Session], PretrainedOut]:
+    """Store the bytes, which takes a while; what is given then makes them a checkpoint at once."""
+    paths = {each: folder / str(place) for place, each in enumerate(found.names)}
+    files = {each: blobs.put(database, path) for each, path in paths.items()}
+    size = sum(path.stat().st_size for path in paths.values())
+
+    def create(session: Session) -> PretrainedOut:
+        row = pretrained.create(
+            session,
+            project_id,
+            name=name,
+            model_type=found.model_type,
+            size_bytes=size,
+            files=files,
+        )
+        out = PretrainedOut.model_validate(row)
+        return out.model_copy(update={"ignored": found.ignored[:100]})
+
+    return create

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ LIGHT = ("*.json", "*.txt", "*.model")
 """Files that say what a network is and how it reads; small beside its weights."""
 WEIGHTS = ("*.safetensors",)
 _UPLOADED = "pre_"
+
+
+def is_light(name: str) -> bool:
+    """Whether a file says what a network is or how it reads."""
+    return any(fnmatch(name, pattern) for pattern in LIGHT)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, in the only format that is read."""
+    return any(fnmatch(name, pattern) for pattern in WEIGHTS)
 
 
 class Unusable(ValueError):

@@ -9,6 +9,11 @@ PIECE_BYTES = 64 << 20
 _FIRST, _GROWTH = 16, 64
 
 
+def height(examples: pl.LazyFrame) -> int:
+    """How many there are."""
+    return int(examples.select(pl.len()).collect().item())
+
+
 def pieces(examples: pl.LazyFrame, first: int | None = None) -> Iterator[pl.DataFrame]:
     """All examples in their order, some at a time, `first` to begin with; one empty piece when there are none."""
     start, rows = 0, first or _FIRST

@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from models.parts.published import LIGHT, WEIGHTS
+from models.parts.published import is_light, is_weights
 from tasks.parts.archives import Archive, Limits, open_archive
 from tasks.parts.problems import Invalid, Problem
 
@@ -39,9 +38,9 @@ def unpack(path: Path, folder: Path) -> Unpacked:
     with open_archive(path, LIMITS) as archive:
         top = _top(archive.names)
         named = {name.removeprefix(top): name for name in archive.names}
-        kept = sorted(name for name in named if _is_kept(name))
+        kept = sorted(name for name in named if is_light(name) or is_weights(name))
         ignored = sorted(set(named) - set(kept))
-        if not any(_is_weights(name) for name in kept):
+        if not any(is_weights(name) for name in kept):
             allowed = "weights as .safetensors: other formats can hold code"
             raise Invalid(Problem((), "the archive has no weights", ignored[:10] or None, allowed))
         for place, name in enumerate(kept):
@@ -66,14 +65,6 @@ def _top(names: list[str]) -> str:
     return top
 
 
-def _is_weights(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in WEIGHTS)
-
-
-def _is_kept(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in (*LIGHT, *WEIGHTS))
-
-
 def _write(archive: Archive, name: str, path: Path) -> None:
     with path.open("wb") as file:
         for chunk in archive.chunks(name):
@@ -83,7 +74,7 @@ def _write(archive: Archive, name: str, path: Path) -> None:
 def _faults(name: str, path: Path) -> Iterator[Problem]:
     """What is wrong with one file of a checkpoint."""
     size = path.stat().st_size
-    if _is_weights(name):
+    if is_weights(name):
         yield from _weight_faults(name, path, size)
     elif size > (most := _MOST_CONFIG if name == CONFIG else _MOST_LIGHT):
         yield Problem((name,), "too large", size, f"at most {most:,} bytes")

@@ -13,6 +13,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from tasks.base import Upload
+from tasks.parts.examples import height
 from tasks.parts.problems import Invalid, Problem, short
 from tasks.parts.splits import LINE, shown
 
@@ -382,7 +383,7 @@ def _check_parquet(scan: pl.LazyFrame, lists: bool) -> None:
             or (lists and kind == pl.List(pl.String))
         ):
             faults.add((name,), "a kind of column that cannot be used", str(kind), "plain values")
-    rows = int(scan.select(pl.len()).collect().item())
+    rows = height(scan)
     if rows * len(schema) > MAX_CELLS:
         faults.add((), "too many cells", rows * len(schema), f"at most {MAX_CELLS}")
     faults.check()

@@ -5,8 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.base import Backbone, Batch, Supervised
-from models.parts.distillation import Distillation, Lessons, widened
+from models.parts.distillation import Distillation, Lessons
 from models.parts.training import Training
+from models.parts.widening import widened
 
 SCORES = torch.tensor([[1.0, 2.0, 0.5], [0.1, -1.0, 3.0]])
 ANSWERS = torch.tensor([[2.0, -1.0], [0.0, 1.0]])
