@@ -9,10 +9,11 @@ from models.parts.dense import IGNORED, AllMLP, Decoder, PixelLoss, UNet
 from models.parts.instances import BESIDE_CLASSES, InstanceLoss, centres, expect_few, told
 from models.resnet import ResNet
 from tests.models import toys
+from tests.published import smallest
 
 of_images = pytest.mark.parametrize(
     "architecture",
-    [a() for a in toys.shipped() if issubclass(a, ImageBackbone)],
+    [smallest(a) for a in toys.shipped() if issubclass(a, ImageBackbone)],
     ids=[a.option_name() for a in toys.shipped() if issubclass(a, ImageBackbone)],
 )
 
