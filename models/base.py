@@ -186,6 +186,8 @@ class Backbone(nn.Module):
     """A feature extractor that tells the width of its features."""
 
     width: int
+    numbers_tokens: ClassVar[bool] = True
+    """Whether its embeddings of tokens, if it has such, are in the order of their ids."""
 
     def blocks(self) -> list[nn.Module]:
         """Its parts from input to output: the units of freezing and gradual unfreezing."""

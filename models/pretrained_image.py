@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from models.parts.optimizers import AdamW
 from models.parts.options import Plain
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published, Unusable
+from models.parts.published_networks import configuration, load, of_backbone
 from models.parts.schedules import Cosine
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ COLOURS = 3
 PROBED = 128
 """Side in pixels of the image by which a network is asked how coarse its maps are."""
 BRIGHTEST = 255.0
-_OTHERS = ("id2label", "label2id", "architectures", "transformers_version")
-"""What a configuration says that no backbone needs; thousands of labels, some of them."""
 _PREPROCESSOR = "preprocessor_config.json"
 Colour = Annotated[list[float], Field(min_length=COLOURS, max_length=COLOURS)]
 
@@ -63,21 +61,22 @@ class PretrainedImage(ImageBackbone, Pretrained):
 
     def grounded(self, published: Published) -> Self:
         found = super().grounded(published)
-        config = {n: v for n, v in (found.config or {}).items() if n not in _OTHERS}
+        config = of_backbone(found.config or {})
         channels = config.get("num_channels", COLOURS)
         if channels != COLOURS:
             raise Unusable(f"it looks at {channels} channels; allowed are the {COLOURS} of colours")
         return found.model_copy(update={"config": config, "shown": read_shown(published)})
 
     def build(self, channels: int, size: tuple[int, int]) -> MapBackbone:
-        return PublishedMaps(_configuration(self))
+        return PublishedMaps(configuration(self.config))
 
     def begin(self, learner: Learner, published: Published) -> None:
+        from transformers import AutoModel
+
         assert isinstance(learner, Supervised)
         assert isinstance(learner.backbone, PublishedMaps)
-        learner.backbone.network.load_state_dict(
-            _published_weights(_configuration(self), published)
-        )
+        found = load(AutoModel, configuration(self.config), published, _used)
+        learner.backbone.network.load_state_dict(found.state_dict())
 
     def defaults(self, examples: int) -> dict[str, Any]:
         # Behind `Transfer`, the backbone learns at a tenth of this.
@@ -121,49 +120,6 @@ def _side(said: dict[str, Any]) -> int:
         return int(size[0] if isinstance(size, list) else size)
     names = ("shortest_edge", "height", "width", "longest_edge")
     return int(min(size[name] for name in names if size.get(name)))
-
-
-def _configuration(architecture: PretrainedImage) -> "PretrainedConfig":
-    """What `transformers` builds the network by."""
-    # Loading it takes a second, which those who begin with no published weights need not spend.
-    from transformers import AutoConfig
-
-    assert architecture.config is not None, "a job's architecture was grounded"
-    return AutoConfig.for_model(**architecture.config)
-
-
-def _published_weights(config: "PretrainedConfig", published: Published) -> dict[str, Tensor]:
-    """The weights of a folder, by the names of `PublishedMaps.network`. Raises Unusable when some are not there."""
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        network, told = AutoModel.from_pretrained(
-            published.folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise Unusable(f"its weights cannot be read: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    used = _used(network).state_dict()
-    missing = sorted(set(told["missing_keys"]) & used.keys())
-    other = sorted(name for name, *_ in told["mismatched_keys"] if name in used)
-    if missing:
-        raise Unusable(f"it has no weights for {len(missing)} parts of its network: {missing[0]}")
-    if other:
-        raise Unusable(f"{len(other)} of its weights have other shapes: {other[0]}")
-    return used
 
 
 def _used(network: Any) -> "PreTrainedModel":

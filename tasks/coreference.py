@@ -150,9 +150,10 @@ class CoreferenceCodec(Codec):
         """The columns that `MentionRanker` reads."""
         distinct = dict.fromkeys(word for d in documents for sentence in d for word in sentence)
         # Whether a sentence ends with a word is known here, and not for the vocabulary to guess.
+        spaced = (self.vocabulary.before_words + word for word in distinct)
         ids = {
             word: [i for i in found if i != SENTENCE_END][:_WORD_TOKENS] or [UNKNOWN]
-            for word, found in zip(distinct, self.vocabulary.ids(distinct), strict=True)
+            for word, found in zip(distinct, self.vocabulary.ids(spaced), strict=True)
         }
         read = [_segmented(document, ids, self.vocabulary.max_length) for document in documents]
         return (

@@ -201,6 +201,7 @@ class Search(TextTask):
     )
 
     divides = False
+    compares = True
     input_type: ClassVar[type[BaseModel]] = SearchInput
     parameters_type: ClassVar[type[BaseModel]] = SearchParameters
     prediction_type: ClassVar[type[BaseModel]] = SearchPrediction

@@ -16,14 +16,24 @@ from models.lstm import LSTM
 from models.parts.language import COUNTED, OUTPUTS, LanguageModel
 from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.pretrained import Pretrained
+from models.parts.published import Unusable
 from models.parts.schedules import Cosine
+from models.pretrained_text import PretrainedText
 from tasks.base import Codec, DatasetOptions, Facts, Metrics, Objective, Task, Upload, read_fields
 from tasks.parts.columns import Columns, Dense, Ragged
 from tasks.parts.passages import FORMATS, longest, passages, read_documents
 from tasks.parts.problems import Invalid, Problem
 from tasks.parts.reading import TextTask
 from tasks.parts.texts import check_text, measure
-from tasks.parts.vocabulary import MAX_TEXT, ByteLevelPairs, Lossless, Tokenizer, Vocabulary
+from tasks.parts.vocabulary import (
+    MAX_TEXT,
+    ByteLevel,
+    ByteLevelPairs,
+    Lossless,
+    Tokenizer,
+    Vocabulary,
+)
 from tasks.trained import Trained
 
 SHOWN = 10
@@ -337,16 +347,23 @@ class TextGeneration(TextTask):
 
     def resolve(self, facts: Facts) -> Self:
         task = super().resolve(facts)
+        try:
+            one_way = task.architecture.one_way()
+        except Unusable as error:
+            raise Invalid(Problem(("task", "architecture", "checkpoint"), str(error))) from None
         length = task.max_length
         if self.max_length == AUTO:
             # Passages with as much before them as fits; tokens that were learned are longer than a byte.
             most = facts.schema["bytes"]
-            least = most if task.tokenizer.size <= 300 else max(64, most // 4)
-            length = min(most, least) + 2
-        one_way = task.architecture.one_way()
+            single = isinstance(task.tokenizer, ByteLevel) and task.tokenizer.size <= 300
+            length = min(most, most if single else max(64, most // 4)) + 2
+            if isinstance(one_way, PretrainedText):
+                length = min(length, one_way.most or length)
         return task.model_copy(update={"max_length": length, "architecture": one_way})
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
+        if isinstance(self.architecture, Pretrained):
+            return {"batch_size": 8}
         return {
             "epochs": max(1, min(40, round(30_000 / facts.examples))),
             "batch_size": 8,

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from models.bag_of_embeddings import BagOfEmbeddings
 from models.base import Architecture, Learner, TextEncoder
 from models.parts.losses import ClassificationLoss, CrossEntropy
-from models.parts.matching import Matching, PairLearner
+from models.parts.matching import JoinedHead, JoinedPairLearner, Matching, PairBackbone, PairLearner
 from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.pretrained_text import PretrainedText
 from tasks.base import DatasetOptions, Facts, Metrics, Objective, Upload, read_fields
 from tasks.parts.column_types import to_text
 from tasks.parts.columns import Columns, Dense
@@ -136,7 +137,7 @@ class TextPairClassification(TextTask):
     alignment: Auto[bool] = Field(
         AUTO,
         description="Compare each token with what is most like it in the other text. That needs many examples: "
-        "`auto` does from 50,000 on.",
+        "`auto` does from 50,000 on. Pretrained architectures read both texts as one, and align them by themselves.",
     )
     dropout: float = Field(
         0.5, ge=0, lt=1, description="Share of what the comparison finds dropped in training."
@@ -214,6 +215,11 @@ class TextPairClassification(TextTask):
 
     def resolve(self, facts: Facts) -> Self:
         task = super().resolve(facts)
+        if isinstance(task.architecture, PretrainedText):
+            if task.alignment is True:
+                message = "an architecture that is pretrained aligns texts by itself"
+                raise Invalid(Problem(("task", "alignment"), message, True, [AUTO, False]))
+            return task.model_copy(update={"alignment": False})
         if task.alignment == AUTO:
             task = task.model_copy(update={"alignment": facts.examples >= ENOUGH_TO_ALIGN})
         return task
@@ -249,16 +255,14 @@ class TextPairClassification(TextTask):
     def build(self, codec: TextPairCodec) -> Learner:
         vocabulary = codec.vocabulary
         backbone = self.architecture.build(vocabulary.size, vocabulary.max_length)
+        directions, labels = len(codec.directions), len(codec.labels)
+        criterion = self.loss.build(codec.counts)
+        if isinstance(backbone, PairBackbone):
+            joined = JoinedHead(backbone.width, directions, labels, self.dropout)
+            return JoinedPairLearner(backbone, joined, criterion)
         rarity = torch.log(max(1, codec.texts) / torch.tensor(codec.occurs).clamp(min=1).float())
-        head = Matching(
-            backbone.width,
-            rarity,
-            len(codec.directions),
-            len(codec.labels),
-            self.dropout,
-            self.alignment,
-        )
-        return PairLearner(backbone, head, self.loss.build(codec.counts))
+        head = Matching(backbone.width, rarity, directions, labels, self.dropout, self.alignment)
+        return PairLearner(backbone, head, criterion)
 
     def same_outputs(self, codec: TextPairCodec, base: Any) -> bool:
         return (

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from models.base import Architecture
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published
+from tests.published_texts import text_checkpoint
 
 
 def image_network(folder: Path, widths: Sequence[int] = (32, 64)) -> None:
@@ -35,7 +36,10 @@ def image_network(folder: Path, widths: Sequence[int] = (32, 64)) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(shown))
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"PretrainedImage": image_network}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "PretrainedImage": image_network,
+    "PretrainedText": text_checkpoint,
+}
 """What writes a tiny checkpoint into a folder, for each class of pretrained architectures."""
 
 

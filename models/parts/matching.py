@@ -1,12 +1,13 @@
 """Two texts beside each other: which of their tokens match, which are left over, and what that says of the pair."""
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import PADDING, UNKNOWN, Supervised
+from models.base import PADDING, UNKNOWN, Supervised, TokenBackbone
 from models.parts.pooling import inside
 from models.parts.texts import token_embedding
 
@@ -180,4 +181,43 @@ class PairLearner(Supervised):
         both = torch.cat([F.pad(t, (0, longest - t.shape[1])) for t in left])
         u, v = self.backbone(both, torch.cat([a_lengths, b_lengths])).chunk(2)
         scores: Tensor = self.head(u, v, *sides, way)
+        return scores
+
+
+class PairBackbone(TokenBackbone):
+    """A text backbone that was shown two texts as one, and tells how they go together."""
+
+    @abstractmethod
+    def joined(self, a: Tensor, a_lengths: Tensor, b: Tensor, b_lengths: Tensor) -> Tensor:
+        """Tokens (B, Ta) and (B, Tb) of two texts each, and lengths (B,) >= 1, to vectors (B, width)."""
+
+
+class JoinedHead(nn.Module):
+    """Class scores from the vector of a pair, and from its direction."""
+
+    def __init__(self, inputs: int, directions: int, classes: int, dropout: float) -> None:
+        """Pairs have one of `directions`, or 0."""
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(inputs, classes)
+        self.directions = nn.Embedding(directions + 1, classes)
+        nn.init.zeros_(self.directions.weight)
+
+    def forward(self, vectors: Tensor, way: Tensor) -> Tensor:
+        """Vectors (B, inputs) and directions (B,) to (B, classes)."""
+        scores: Tensor = self.linear(self.dropout(vectors)) + self.directions(way)
+        return scores
+
+
+class JoinedPairLearner(Supervised):
+    """A backbone that reads both texts of a pair as one, and a head for what it makes of them."""
+
+    backbone: PairBackbone
+
+    def __init__(self, backbone: PairBackbone, head: JoinedHead, criterion: nn.Module) -> None:
+        super().__init__(backbone, head, criterion)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Inputs as those of `PairLearner`."""
+        *texts, way = inputs
+        scores: Tensor = self.head(self.backbone.joined(*texts), way)
         return scores

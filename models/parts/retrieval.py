@@ -182,7 +182,7 @@ class Retriever(Sized, Supervised):
     def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
         super().start(training, transfer, steps)
         tokens = self._take_up()
-        if transfer is None:
+        if transfer is None and self.backbone.numbers_tokens:
             begin_with_topics(self.backbone, tokens, training.seed)
 
     def _take_up(self) -> Sequences:

@@ -2,20 +2,27 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import polars as pl
 from pydantic import Field
 
 from models.parts.options import AUTO, Auto, OneOf
+from models.parts.published import Published
+from models.parts.published_texts import plain_tokenizer
+from models.pretrained_text import SHIFT, PretrainedText
 from tasks.base import Facts, Task
 from tasks.parts.examples import pieces
-from tasks.parts.vocabulary import BytePairs, Tokenizer, Vocabulary
+from tasks.parts.problems import Invalid, Problem
+from tasks.parts.vocabulary import BytePairs, PublishedTokens, Tokenizer, Vocabulary
 
 MAX_TOKENS = 512
 LONG_TOKEN = 6
 """Characters of a token, as many as they have in hardly any text on average."""
-MaxLength = Annotated[int, Field(ge=1, le=8_192)]
+LONGEST = 8_192
+MaxLength = Annotated[int, Field(ge=1, le=LONGEST)]
+_TOKENIZER = ("task", "tokenizer")
+_CHECKPOINT = ("task", "architecture", "checkpoint")
 
 
 class TextTask(Task):
@@ -29,6 +36,8 @@ class TextTask(Task):
     )
 
     of_base: ClassVar[tuple[str, ...]] = ("architecture", "tokenizer", "max_length")
+    compares: ClassVar[bool] = False
+    """Whether texts are compared by their vectors alone."""
 
     @classmethod
     @abstractmethod
@@ -46,12 +55,48 @@ class TextTask(Task):
 
     def resolve(self, facts: Facts) -> Self:
         task = super().resolve(facts)
+        if isinstance(task.architecture, PretrainedText):
+            return task.model_copy(update=task._as_published(task.architecture))
+        if isinstance(task.tokenizer, PublishedTokens):
+            message = "only an architecture that is pretrained has one"
+            raise Invalid(Problem(_TOKENIZER, message, task.tokenizer.name, task.architecture.name))
         if task.tokenizer == AUTO:
             task = task.model_copy(update={"tokenizer": task.choose_tokenizer(facts)})
         if task.max_length == AUTO:
             length = min(MAX_TOKENS, max(8, task.most_tokens(facts)))
             task = task.model_copy(update={"max_length": length})
         return task
+
+    def _as_published(self, architecture: PretrainedText) -> dict[str, Any]:
+        """What the checkpoint decides that the architecture begins with. Raises Invalid for anything else."""
+        if self.tokenizer != AUTO and not isinstance(self.tokenizer, PublishedTokens):
+            message = "an architecture that is pretrained brings its own; leave it out"
+            found, allowed = self.tokenizer.model_dump(), PublishedTokens().model_dump()
+            raise Invalid(Problem(_TOKENIZER, message, found, allowed))
+        most = architecture.most or LONGEST
+        if most < 1:
+            message = "it has no places for texts between its marks"
+            raise Invalid(Problem(_CHECKPOINT, message, architecture.checkpoint))
+        if self.max_length != AUTO and self.max_length > most:
+            message = "the checkpoint reads no texts as long"
+            problem = Problem(("task", "max_length"), message, self.max_length, f"at most {most}")
+            raise Invalid(problem)
+        asked = self.max_length != AUTO
+        return {
+            "architecture": architecture.for_reading(compares=self.compares),
+            "tokenizer": PublishedTokens(),
+            "max_length": self.max_length if asked else min(MAX_TOKENS, most),
+        }
+
+    def reading(self, published: Published) -> Any:
+        if not isinstance(self.architecture, PretrainedText):
+            return super().reading(published)
+        tokenizer, unknown = plain_tokenizer(published)
+        return Reading(
+            Vocabulary(
+                tokenizer=tokenizer, max_length=self.max_length, shift=SHIFT, unknown=unknown
+            )
+        )
 
     def learn_vocabulary(self, train: pl.LazyFrame, base: Any | None = None) -> Vocabulary:
         """The base's vocabulary, or one learned from the texts of the split."""
@@ -60,3 +105,9 @@ class TextTask(Task):
             return vocabulary
         found = (text for piece in pieces(train) for text in self.texts(piece))
         return Vocabulary(tokenizer=self.tokenizer.learn(found), max_length=self.max_length)
+
+
+class Reading(NamedTuple):
+    """How a published checkpoint reads texts: all that there is of a base's codec."""
+
+    vocabulary: Vocabulary

@@ -89,7 +89,11 @@ class Folding(Tokenizer):
 
 
 class Lossless(Tokenizer):
-    """Keeps every character, so that tokens can be written out again: those it never saw as bytes of UTF-8."""
+    """Keeps every character, or nearly, so that tokens can be written out again."""
+
+
+class ByteLevel(Lossless):
+    """Tells characters that it never saw as bytes of UTF-8."""
 
     size: int
 
@@ -109,6 +113,18 @@ class Lossless(Tokenizer):
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
+
+
+class PublishedTokens(Lossless):
+    """That of the checkpoint which a pretrained architecture begins with; nothing of it is learned."""
+
+    name: Literal["pretrained"] = "pretrained"
+
+    def empty(self) -> Rust:
+        raise NotImplementedError("it comes with a checkpoint")
+
+    def train(self, tokenizer: Rust, texts: Iterable[str]) -> None:
+        raise NotImplementedError("it comes with a checkpoint")
 
 
 def _ending(letters: int) -> Regex:
@@ -196,7 +212,7 @@ class Characters(Folding):
         tokenizer.train_from_iterator(texts, trainer)
 
 
-class ByteLevelPairs(Lossless):
+class ByteLevelPairs(ByteLevel):
     """Frequent pieces of words and whatever else there is: byte-pair encoding over bytes (Radford et al., 2019)."""
 
     name: Literal["byte-bpe"] = "byte-bpe"
@@ -211,7 +227,7 @@ class ByteLevelPairs(Lossless):
         return characters // 2
 
 
-class Bytes(Lossless):
+class Bytes(ByteLevel):
     """Single bytes of UTF-8: characters, as far as texts are English."""
 
     name: Literal["bytes"] = "bytes"
@@ -224,6 +240,10 @@ class Vocabulary(Plain):
     tokenizer: str
     """JSON of the `tokenizers` library."""
     max_length: int
+    shift: int = 0
+    """What its ids are raised by, where it is a published one, whose first ids are not ours; no sentence is marked."""
+    unknown: int | None = None
+    """The id by which a published one tells what it does not know."""
 
     @cached_property
     def _rust(self) -> Rust:
@@ -235,12 +255,29 @@ class Vocabulary(Plain):
     @cached_property
     def _plain(self) -> Rust:
         """The same tokenizer, for which no character is a mark."""
+        if self.shift:
+            return self._rust
         return Rust.from_str(json.dumps({**json.loads(self.tokenizer), "added_tokens": []}))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many token ids there are."""
+        if self.shift:
+            return self.shift + 1 + max(self._rust.get_vocab().values())
         return int(self._rust.get_vocab_size())
+
+    @cached_property
+    def before_words(self) -> str:
+        """What a word has to stand behind to be read as one within a text: a space, or nothing."""
+        of = lambda text: self._rust.encode(text, add_special_tokens=False).ids  # noqa: E731
+        spaced = self.shift and of("a a") != of("a") * 2 and of("a a") == of("a") + of(" a")
+        return " " if spaced else ""
+
+    def _ours(self, ids: list[int]) -> list[int]:
+        """The ids of tokens, from those that the tokenizer has for them."""
+        if not self.shift:
+            return ids
+        return [UNKNOWN if id == self.unknown else id + self.shift for id in ids]
 
     def ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """The token ids of each text, `SENTENCE_END` after each sentence; at most `max_length`."""
@@ -248,18 +285,26 @@ class Vocabulary(Plain):
         while some := list(islice(rest, _BATCH)):
             marked = [self._mark(text) for text in some]
             for encoding in self._rust.encode_batch_fast(marked, add_special_tokens=False):
-                yield encoding.ids[: self.max_length]
+                yield self._ours(encoding.ids[: self.max_length])
 
     def whole(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """The token ids of each text just as it stands, unmarked and of any number."""
         rest = iter(texts)
         while some := list(islice(rest, _BATCH)):
             for encoding in self._plain.encode_batch_fast(some, add_special_tokens=False):
-                yield encoding.ids
+                yield self._ours(encoding.ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """What these tokens stand for; U+FFFD for bytes that are no character."""
-        return self._plain.decode(ids, skip_special_tokens=False)
+        if not self.shift:
+            return self._plain.decode(ids, skip_special_tokens=False)
+        # Behind others, since some tokenizers drop the space that a text begins with.
+        before = self._plain.encode("a", add_special_tokens=False).ids
+        whole = [*before, *(id - self.shift for id in ids if id >= self.shift)]
+        start, found = (
+            self._plain.decode(some, skip_special_tokens=False) for some in (before, whole)
+        )
+        return found.removeprefix(start)
 
     def encode(self, texts: Iterable[str]) -> Ragged:
         """Token ids; a text without any becomes a single padding token."""
@@ -274,14 +319,22 @@ class Vocabulary(Plain):
         """The token ids of each word by itself, at least one; ends of sentences are not marked."""
         found: list[list[int]] = []
         for start in range(0, len(words), _BATCH):
-            some = [unmarked(w[:_LONGEST_WORD]) for w in words[start : start + _BATCH]]
+            some = [
+                self.before_words + unmarked(word[:_LONGEST_WORD])
+                for word in words[start : start + _BATCH]
+            ]
             encodings = self._rust.encode_batch_fast(some, add_special_tokens=False)
-            found += [encoding.ids[:_TOKENS_PER_WORD] or [UNKNOWN] for encoding in encodings]
+            found += [
+                self._ours(encoding.ids[:_TOKENS_PER_WORD]) or [UNKNOWN] for encoding in encodings
+            ]
         return ragged(found)
 
     def _mark(self, text: str) -> str:
         """A text with its sentence ends marked; what cannot matter is cut off first."""
-        text = unmarked(text[: self.max_length * _CHARACTERS_PER_TOKEN])
+        text = text[: self.max_length * _CHARACTERS_PER_TOKEN]
+        if self.shift:
+            return text
+        text = unmarked(text)
         return _SENTENCE_END.sub(rf"\g<0>{_MARK}", text)
 
 

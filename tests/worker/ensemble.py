@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.base import Learner
+from models.base import Architecture, Learner
 from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import toy
@@ -56,10 +56,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "early stopping": {"training": {"epochs": 60, "early_stopping": {"patience": 2}}},
 }
 DRAWN = {"search", "image-generation", "style-transfer"}
+
+
+def kind(task: str, architecture: str) -> type[Architecture]:
+    """The architecture that a task knows by that name."""
+    return catalog.architectures(catalog.family_of(catalog.tasks()[task]))[architecture]
+
+
 PAIRS = [
     f"{name}/{architecture}"
     for name, architecture in every_task_and_architecture(without=DRAWN)
-    if catalog.architectures()[architecture].spreads
+    if kind(name, architecture).spreads
 ]
 """A search learns from the other examples of a batch, and they are others where it is cut. What learns to make images
 does so from noise that is drawn, and what learns to paint in styles that are, by each process for itself."""
@@ -87,7 +94,7 @@ def _course(case: str) -> Course:
             started.trained.learner.unused = nn.Parameter(torch.ones(3))
         return started
     task, architecture = case.split("/")
-    fields = catalog.architectures()[architecture].model_fields
+    fields = kind(task, architecture).model_fields
     quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
     if "norm" in fields:
         quiet["norm"] = "layer"

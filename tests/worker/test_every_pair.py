@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
 
-from models.base import ImageBackbone
+from models.base import CausalEncoder, ImageBackbone, TextEncoder
 from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import goal, toy
@@ -30,12 +31,15 @@ def content(task: str) -> bytes:
 
 
 def fresh(task: str, architecture: str) -> Course:
-    training = {"epochs": goal(task)[1], "batch_size": 32}
-    # Toys begin with weights drawn at random, which are worth no caution.
-    at_random = (
-        architecture == "pretrained" and catalog.family_of(catalog.tasks()[task]) is ImageBackbone
-    )
-    transfer = Transfer(backbone_learning_rate=1) if at_random else None
+    training: dict[str, Any] = {"epochs": goal(task)[1], "batch_size": 32}
+    transfer = None
+    family = catalog.family_of(catalog.tasks()[task])
+    if architecture == "pretrained" and issubclass(family, ImageBackbone | TextEncoder):
+        # Toys begin with weights drawn at random, which are worth no caution.
+        transfer = Transfer(backbone_learning_rate=1)
+        if issubclass(family, TextEncoder):
+            training["optimizer"] = {"name": "adamw", "learning_rate": 3e-3}
+            training["batch_size"] = 8 if family is CausalEncoder else 16
     return course(task, content(task), {"name": architecture}, training, transfer)
 
 

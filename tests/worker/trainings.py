@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from PIL import Image
 
-from models.base import Learner
+from models.base import Architecture, Learner
 from models.parts.pretrained import Pretrained
 from models.parts.training import Training, Transfer
 from tasks import catalog
@@ -74,14 +74,14 @@ def every_task_and_architecture(without: Collection[str] = ()) -> Iterator[tuple
 
     tests/worker/test_every_pair.py trains all pairs.
     """
-    seen: set[str] = set()
+    seen: set[type[Architecture]] = set()
     for name, task in sorted(catalog.tasks().items()):
         if name in without:
             continue
-        offered = sorted(catalog.architectures(catalog.family_of(task)))
-        fresh = [one for one in offered if one not in seen]
-        yield from ((name, one) for one in fresh or offered[:1])
-        seen.update(fresh)
+        offered = catalog.architectures(catalog.family_of(task))
+        fresh = sorted(one for one, kind in offered.items() if kind not in seen)
+        yield from ((name, one) for one in fresh or sorted(offered)[:1])
+        seen.update(offered.values())
 
 
 def finished(course: Course, **options: Any) -> Course:
