@@ -21,6 +21,7 @@ from api.published import Shelf
 from api.queue import Bell
 from api.routes import (
     admin,
+    advice,
     artifacts,
     batches,
     catalog,
@@ -48,7 +49,7 @@ from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
 _JOBS = jobs, feeds, checkpoints, artifacts, sweeps, batches
-_OTHERS = catalog, datasets, *_JOBS, models, pretrained, webhooks, admin
+_OTHERS = catalog, datasets, advice, *_JOBS, models, pretrained, webhooks, admin
 PREDICTING = (
     predict.router,
     huggingface.router,

@@ -75,6 +75,10 @@ class Client:
         body = {"dataset": dataset, "split": split}
         return self.call("POST", f"/v1/models/{model}/evaluate", json=body)
 
+    def advise(self, dataset: str, **request: Any) -> Answer:
+        """Ask which models are bases for a data set; the answer is the result of a job."""
+        return self.call("POST", f"/v1/datasets/{dataset}/advice", json=request)
+
     def watch(self, job_id: str, interval: float = 0.5) -> Iterator[Answer]:
         """The job again and again until it has ended."""
         while True:

@@ -210,8 +210,13 @@ class Supervised(Learner):
         """The weights that the kernels are made for."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.head(self.backbone(*inputs))
+        outputs: Tensor = self.head(self.features_of(*inputs))
         return outputs
+
+    def features_of(self, *inputs: Tensor) -> Tensor:
+        """What a linear head makes outputs of (B, D); of tasks that are `advised`."""
+        features: Tensor = self.backbone(*inputs)
+        return features
 
     def loss(self, batch: Batch) -> Tensor:
         with autocast(self.precision, batch.inputs[0].device):

@@ -185,6 +185,8 @@ class Task(Option):
     """Whether `read` gives a column `split` where a file says itself, say by folders, what each example is for."""
     bulky: ClassVar[tuple[str, ...]] = ()
     """Columns that all together may be larger than memory, and that `score` does without."""
+    advised: ClassVar[bool] = False
+    """Whether bases for it can be compared by what a linear head makes of their features: one target per example."""
     divides: ClassVar[bool] = True
     """Whether its network can be divided among several devices, so that none holds all of it."""
     input_type: ClassVar[type[BaseModel]]

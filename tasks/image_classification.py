@@ -96,11 +96,11 @@ class ImageClassifier(Supervised):
         self.register_buffer("scale", (1 / std).repeat(codec.side), persistent=False)
         self.register_buffer("offset", (-mean / std).repeat(codec.side), persistent=False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def features_of(self, *inputs: Tensor) -> Tensor:
         varied = self.augmentation if self.training else Augmentation()
         images = varied.relight(self._normalised(varied.move(inputs[0])))
-        scores: Tensor = self.head(self.backbone(images).mean((2, 3)))
-        return scores
+        features: Tensor = self.backbone(images).mean((2, 3))
+        return features
 
     def loss(self, batch: Batch) -> Tensor:
         if not self.mixing.mixes:
@@ -144,6 +144,7 @@ class ImageClassification(LabelTask):
         description="How training images are mixed with each other, before they are varied.",
     )
 
+    advised = True
     tells_splits = True
     bulky = ("image",)
     input_type = ImageInput

@@ -115,12 +115,12 @@ class VideoClassifier(Supervised):
         self.augmentation = augmentation
         self.normalised = Normalised(codec.mean, codec.std)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def features_of(self, *inputs: Tensor) -> Tensor:
         clips = self._varied(inputs[0]) if self.training else self.normalised(inputs[0])
         vectors = self._vectors(clips)
         lengths = torch.full((len(clips),), clips.shape[1], device=clips.device)
-        scores: Tensor = self.head(self.over_time(vectors, lengths))
-        return scores
+        features: Tensor = self.over_time(vectors, lengths)
+        return features
 
     def _varied(self, clips: Tensor) -> Tensor:
         """Normalised clips (B, T, C, H, W), the frames of each moved and lit alike: they are its channels."""
@@ -183,6 +183,7 @@ class VideoClassification(Task):
         description="How training clips are varied, all frames of one alike; `{}` leaves them as they are.",
     )
 
+    advised = True
     has_columns = False
     tells_splits = True
     bulky = ("clip",)

@@ -17,6 +17,7 @@ from tasks.parts.growing import outputs_on
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 from worker import checkpoints, probes
+from worker.advising import advise
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, Told, settle, sit_down
 from worker.failures import explain
@@ -67,7 +68,8 @@ def tell(desk: Desk) -> None:
     Raises Fenced, Unreachable, and what says that the disk is full or another process of the group gone.
     """
     try:
-        {"train": train, "evaluate": evaluate, "predict": predict}[desk.job.kind](desk)
+        do = {"train": train, "evaluate": evaluate, "predict": predict, "advise": advise}
+        do[desk.job.kind](desk)
     except (Fenced, *Unreachable):
         raise
     except Told as told:

@@ -171,8 +171,18 @@ class PairLearner(Supervised):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Tokens (B, Ta) and lengths (B,), tokens (B, Tb) and lengths (B,), directions (B,)."""
-        a, a_lengths, b, b_lengths, way = inputs
-        sides = beside(a, a_lengths, b, b_lengths)
+        sides = beside(*inputs[:4])
+        scores: Tensor = self.head(*self._read(sides, *inputs), *sides, inputs[-1])
+        return scores
+
+    def features_of(self, *inputs: Tensor) -> Tensor:
+        """What is read of each text, and how the two differ (Conneau et al., 2017)."""
+        u, v = self._read(beside(*inputs[:4]), *inputs)
+        return torch.cat([u, v, (u - v).abs(), u * v], 1)
+
+    def _read(self, sides: tuple[Side, Side, Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """A vector of each text (B, width), of what it has for itself."""
+        a, a_lengths, b, b_lengths, _ = inputs
         longest = max(a.shape[1], b.shape[1])
         # What both have tells nothing apart, and would let texts be known by heart: with it, accuracy
         # on SICK is 0.817 instead of 0.846.
@@ -180,8 +190,7 @@ class PairLearner(Supervised):
         # In one pass, so that the backbone's weights are in use once a step.
         both = torch.cat([F.pad(t, (0, longest - t.shape[1])) for t in left])
         u, v = self.backbone(both, torch.cat([a_lengths, b_lengths])).chunk(2)
-        scores: Tensor = self.head(u, v, *sides, way)
-        return scores
+        return u, v
 
 
 class PairBackbone(TokenBackbone):
@@ -218,6 +227,9 @@ class JoinedPairLearner(Supervised):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs as those of `PairLearner`."""
-        *texts, way = inputs
-        scores: Tensor = self.head(self.backbone.joined(*texts), way)
+        scores: Tensor = self.head(self.features_of(*inputs), inputs[-1])
         return scores
+
+    def features_of(self, *inputs: Tensor) -> Tensor:
+        features: Tensor = self.backbone.joined(*inputs[:4])
+        return features

@@ -33,11 +33,11 @@ class SeriesClassifier(Supervised):
         super().__init__(backbone, nn.Linear(backbone.width, classes), criterion)
         self.patch = patch
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def features_of(self, *inputs: Tensor) -> Tensor:
         series, lengths = inputs
         vectors = patches(series, self.patch)
-        scores: Tensor = self.head(self.backbone(vectors, (lengths - 1) // self.patch + 1))
-        return scores
+        features: Tensor = self.backbone(vectors, (lengths - 1) // self.patch + 1)
+        return features
 
 
 class ForecastHead(nn.Module):
