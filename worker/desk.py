@@ -132,6 +132,7 @@ def sit_down(
         yield Desk(persist(hold), database, materials, settings, assignment.device, inbox, group)
     finally:
         shutil.rmtree(kernels_folder(assignment, settings), ignore_errors=True)
+        materials.close()
         cache.close()
         database.dispose()
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +37,11 @@ class Materials:
 
     def __init__(self, database: Database, cache: Cache) -> None:
         self._database, self._cache = database, cache
+        self._laid_out = ExitStack()
+
+    def close(self) -> None:
+        """Give up the published checkpoint that was asked for last."""
+        self._laid_out.close()
 
     def dataset(self, dataset_id: str) -> tuple[Dataset, dict[str, str]]:
         """A data set and the blob of each split. Raises NotFound."""
@@ -119,11 +125,14 @@ class Materials:
         return trained.load(task, self.codec(checkpoint), weights, device)
 
     def published(self, architecture: Architecture, *, weights: bool) -> Published | None:
-        """What a pretrained architecture begins with, or without `weights` what that says. Raises Unusable."""
+        """What a pretrained architecture begins with, until another is asked for; or without `weights` what that says.
+
+        Raises Unusable.
+        """
         if not isinstance(architecture, Pretrained):
             return None
-        self._laid_out = TemporaryDirectory()  # gone when this object is
-        folder = Path(self._laid_out.name)
+        self.close()
+        folder = Path(self._laid_out.enter_context(TemporaryDirectory()))
         return published(self._database, architecture, folder, self.blob, weights=weights)
 
     def codec(self, checkpoint: Checkpoint) -> Any:
