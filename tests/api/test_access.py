@@ -54,6 +54,7 @@ OPEN = {"healthz", "readyz", "get_live", "get_ready"}
 BODIES: dict[str, dict[str, Any]] = {
     "create_dataset": {"data": {"task": TASK}, "files": {"file": ("rows.csv", ROWS)}},
     "create_job": {"json": {"dataset": "{dataset}"}},
+    "create_advice": {"json": {}},
     "create_sweep": {
         "json": {
             "dataset": "{dataset}",

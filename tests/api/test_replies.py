@@ -23,6 +23,7 @@ EPOCHS = {"type": "int", "low": 1, "high": 2}
 CREATES: dict[str, tuple[Body | None, Body | None]] = {
     "/v1/datasets": ({"name": "mine"}, {"name": "other"}),
     "/v1/pretrained": ({"name": "mine"}, {"name": "other"}),
+    "/v1/datasets/{dataset_id}/advice": ({}, {"seed": 1}),
     "/v1/jobs": ({"dataset": "DATASET"}, {"dataset": "DATASET", "priority": 1}),
     "/v1/jobs/{job_id}/retry": (None, None),
     "/v1/jobs/{job_id}/clone": ({"priority": 1}, None),
@@ -92,7 +93,7 @@ def send(
             return _upload(who, headers, **body or {})
         if path == "/v1/pretrained":
             return who.post(path, headers=headers, data=body, files={"file": CHECKPOINT})
-        there = path.format(job_id=failed if "retry" in path else job, ref=job)
+        there = path.format(job_id=failed if "retry" in path else job, ref=job, dataset_id=dataset)
         known = body and {
             name: dataset if value == "DATASET" else value for name, value in body.items()
         }
