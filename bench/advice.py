@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
 
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from bench._service import service
 from bench.transfer import Files, intents, low_and_high_signs, women_and_men

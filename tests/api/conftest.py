@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.settings import ApiSettings
 from tests.api.service import ADMIN_KEY, BODY_BYTES, ROWS, TASK, UPLOAD_BYTES, Service, Worker
+from tests.toys import toy
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +77,18 @@ def job(client: TestClient, dataset: str) -> str:
 @pytest.fixture
 def worker(service: Service) -> Worker:
     return Worker(service.database)
+
+
+@pytest.fixture
+def images(client: TestClient, tmp_path: Path) -> str:
+    """A data set of images."""
+    found = toy("image-classification", tmp_path)["file"]
+    with found.path.open("rb") as file:
+        answer = client.post(
+            "/v1/datasets",
+            data={"task": "image-classification"},
+            files={"file": (found.name, file)},
+        )
+    assert answer.status_code == 201, answer.text
+    made: str = answer.json()["id"]
+    return made

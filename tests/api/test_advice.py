@@ -11,7 +11,6 @@ from sqlalchemy import update
 from store.tables import Dataset
 from tests.api.service import TASK, Service, Worker, errors_of, zipped
 from tests.published import image_network
-from tests.toys import toy
 
 Upload = Callable[..., Any]
 NEURAL = {"name": "mlp", "layers": 1, "width": 8}
@@ -102,7 +101,7 @@ def test_a_data_set_that_is_not_ready_is_a_conflict(
 def test_a_task_whose_targets_are_many_per_example_has_no_advice(
     client: TestClient, upload: Upload
 ) -> None:
-    texts = "".join(f"a text of {n}\n\n" for n in range(30))
+    texts = "\n\n".join(f"text {n} goes on in a way of its own" for n in range(200))
     made = upload(texts, task="text-generation", file="texts.txt")
     assert made.status_code == 201, made.text
     (error,) = errors_of(advise(client, made.json()["id"]))
@@ -112,28 +111,14 @@ def test_a_task_whose_targets_are_many_per_example_has_no_advice(
     assert "text-generation" not in error["allowed"]
 
 
-@pytest.fixture
-def images(client: TestClient, tmp_path: Path) -> str:
-    """A data set of images."""
-    found = toy("image-classification", tmp_path)["file"]
-    with found.path.open("rb") as file:
-        answer = client.post(
-            "/v1/datasets",
-            data={"task": "image-classification"},
-            files={"file": (found.name, file)},
-        )
-    assert answer.status_code == 201, answer.text
-    made: str = answer.json()["id"]
-    return made
-
-
 def test_published_checkpoints_are_compared_and_those_of_no_use_refused_by_place(
     client: TestClient, images: str, tmp_path: Path
 ) -> None:
-    image_network(tmp_path)
+    image_network(tmp_path, (8, 16))
     names = ("config.json", "model.safetensors", "preprocessor_config.json")
     folder = {name: (tmp_path / name).read_bytes() for name in names}
     sent = client.post("/v1/pretrained", files={"file": ("our.zip", zipped(folder))})
+    assert sent.status_code == 201, sent.text
     ours = {"name": "pretrained", "checkpoint": sent.json()["id"]}
     answer = advise(client, images, architectures=[ours])
     assert answer.status_code == 202, answer.text

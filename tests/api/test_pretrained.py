@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 from store import pretrained
 from tests.api.service import FOLDER, Service, errors_of, zipped
 from tests.published import image_network
-from tests.toys import toy
 
 WEIGHTS = FOLDER["model.safetensors"]
 
@@ -96,21 +95,6 @@ def test_what_is_no_safe_checkpoint_is_refused_by_file(
     assert error["loc"] == place
     assert message in error["msg"]
     assert client.get("/v1/pretrained").json() == before
-
-
-@pytest.fixture
-def images(client: TestClient, tmp_path: Path) -> str:
-    """A data set of images."""
-    upload = toy("image-classification", tmp_path)["file"]
-    with upload.path.open("rb") as file:
-        answer = client.post(
-            "/v1/datasets",
-            data={"task": "image-classification"},
-            files={"file": (upload.name, file)},
-        )
-    assert answer.status_code == 201, answer.text
-    found: str = answer.json()["id"]
-    return found
 
 
 def begin(client: TestClient, images: str, **architecture: Any) -> Any:
