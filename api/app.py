@@ -30,6 +30,7 @@ from api.routes import (
     feeds,
     health,
     huggingface,
+    huggingface_embeddings,
     jobs,
     models,
     open_inference,
@@ -53,6 +54,7 @@ _OTHERS = catalog, datasets, advice, *_JOBS, models, pretrained, webhooks, admin
 PREDICTING = (
     predict.router,
     huggingface.router,
+    huggingface_embeddings.router,
     openai.lean,
     open_inference.lean,
     open_inference.router,

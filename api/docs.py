@@ -13,9 +13,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 
-from api.completion_schemas import CompletionIn
+from api.embedding_schemas import FeaturesIn, SimilarityIn
 from api.errors import ErrorOut, documented
 from api.inference_schemas import InferIn
+from api.openai_schemas import CompletionIn, EmbeddingIn
 
 DESCRIPTION = """
 Train PyTorch models over HTTP, and predict with them the moment they are trained.
@@ -85,7 +86,14 @@ class Documented(FastAPI):
         document = super().openapi()
         template = "#/components/schemas/{model}"
         _, by_hand = models_json_schema(
-            [(ErrorOut, "serialization"), (InferIn, "validation"), (CompletionIn, "validation")],
+            [
+                (ErrorOut, "serialization"),
+                (InferIn, "validation"),
+                (CompletionIn, "validation"),
+                (EmbeddingIn, "validation"),
+                (FeaturesIn, "validation"),
+                (SimilarityIn, "validation"),
+            ],
             ref_template=template,
         )
         document["components"]["schemas"] |= by_hand["$defs"]

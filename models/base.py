@@ -214,7 +214,7 @@ class Supervised(Learner):
         return outputs
 
     def features_of(self, *inputs: Tensor) -> Tensor:
-        """What a linear head makes outputs of (B, D); of tasks that are `advised`."""
+        """What a linear head makes outputs of (B, D); of tasks that `embeds`."""
         features: Tensor = self.backbone(*inputs)
         return features
 

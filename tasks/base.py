@@ -185,6 +185,8 @@ class Task(Option):
     """Whether `read` gives a column `split` where a file says itself, say by folders, what each example is for."""
     bulky: ClassVar[tuple[str, ...]] = ()
     """Columns that all together may be larger than memory, and that `score` does without."""
+    embeds: ClassVar[bool] = False
+    """Whether what a network makes of an example before its head answers is one vector, of use by itself."""
     advised: ClassVar[bool] = False
     """Whether bases for it can be compared by what a linear head makes of their features: one target per example."""
     divides: ClassVar[bool] = True

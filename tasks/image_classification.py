@@ -144,6 +144,7 @@ class ImageClassification(LabelTask):
         description="How training images are mixed with each other, before they are varied.",
     )
 
+    embeds = True
     advised = True
     tells_splits = True
     bulky = ("image",)

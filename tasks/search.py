@@ -202,6 +202,7 @@ class Search(TextTask):
 
     divides = False
     compares = True
+    embeds = True
     input_type: ClassVar[type[BaseModel]] = SearchInput
     parameters_type: ClassVar[type[BaseModel]] = SearchParameters
     prediction_type: ClassVar[type[BaseModel]] = SearchPrediction

@@ -117,6 +117,7 @@ class SeriesClassification(Task):
         AUTO, description="Steps that the network reads at once, as one vector (Nie et al., 2023)."
     )
 
+    embeds = True
     advised = True
     bulky = ("values",)
     input_type: ClassVar[type[BaseModel]] = SeriesInput

@@ -45,6 +45,7 @@ class TabularClassification(Task):
         CrossEntropy(), description="How far scores are from labels."
     )
 
+    embeds = True
     advised = True
     input_type: ClassVar[type[BaseModel]] = Row
     prediction_type: ClassVar[type[BaseModel]] = LabelPrediction

@@ -57,6 +57,7 @@ class TabularRegression(Task):
         Euclidean(), description="How far predictions are from the numbers."
     )
 
+    embeds = True
     advised = True
     input_type: ClassVar[type[BaseModel]] = Row
     prediction_type: ClassVar[type[BaseModel]] = NumberPrediction

@@ -67,6 +67,7 @@ class TextClassification(LabelTask, TextTask):
     name: Literal["text-classification"] = "text-classification"
     architecture: Auto[OneOf[TextEncoder]] = Field(AUTO, description="What learns from the texts.")
 
+    embeds = True
     advised = True
     bulky = ("text",)
     input_type: ClassVar[type[BaseModel]] = TextInput

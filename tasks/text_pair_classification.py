@@ -144,6 +144,7 @@ class TextPairClassification(TextTask):
     )
 
     of_base = (*TextTask.of_base, "alignment")
+    embeds = True
     advised = True
     bulky = ("text_a", "text_b")
     input_type: ClassVar[type[BaseModel]] = PairInput

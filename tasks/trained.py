@@ -1,7 +1,7 @@
 """A trained model: task, codec and learner, to bytes and back, and its predictions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.base import Batch, Learner
+from models.base import Batch, Learner, Supervised
 from models.parts.memory import ran_out
 from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
@@ -64,6 +64,24 @@ class Trained:
                 found[place] = prediction
             yield None
         yield found
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it tells what its network makes of an input before a head answers."""
+        return self.task.embeds and isinstance(self.learner, Supervised)
+
+    def embed(self, inputs: Sequence[Any], batch_size: int = 256) -> list[Tensor]:
+        """What the network makes of each input, a vector (D,) float32; of a model that `embeds`."""
+        if not inputs:
+            return []
+        pieces = [*self.features(self.codec.encode_inputs(inputs), batch_size)]
+        order = torch.cat([index for index, _ in pieces]).argsort()
+        return list(torch.cat([features for _, features in pieces])[order])
+
+    def features(self, columns: Columns, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `outputs`, what the network makes of the examples (B, D) before a head answers."""
+        assert isinstance(self.learner, Supervised)
+        return replace(self, forward=self.learner.features_of).outputs(columns, batch_size)
 
     def outputs(self, columns: Columns, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Which examples are answered together (B,), and the learner's outputs (B, ...) for them, on the CPU.

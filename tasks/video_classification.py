@@ -183,6 +183,7 @@ class VideoClassification(Task):
         description="How training clips are varied, all frames of one alike; `{}` leaves them as they are.",
     )
 
+    embeds = True
     advised = True
     has_columns = False
     tells_splits = True

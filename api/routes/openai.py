@@ -1,5 +1,6 @@
-"""Completions in the shapes of OpenAI, for `openai.OpenAI(base_url=URL/openai/v1, api_key=KEY)`."""
+"""Completions and embeddings in the shapes of OpenAI, for `openai.OpenAI(base_url=URL/openai/v1, api_key=KEY)`."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from time import time
 from typing import Any
@@ -7,22 +8,28 @@ from uuid import uuid4
 
 import pydantic_core
 from fastapi import APIRouter, Request, Response
+from torch import Tensor
 
 from api import faults, streams
 from api.auth import Predict
 from api.bodies import JSON, is_large, read_json
-from api.completion_schemas import (
+from api.dependencies import Reading
+from api.embedding import embed_texts
+from api.errors import documented
+from api.lean import LeanRoute
+from api.openai_schemas import (
     Choice,
     CompletionIn,
     CompletionOut,
+    Embedding,
+    EmbeddingIn,
+    EmbeddingOut,
+    EmbeddingUsage,
     OpenAIModel,
     OpenAIModels,
     StreamOptions,
     Usage,
 )
-from api.dependencies import Reading
-from api.errors import documented
-from api.lean import LeanRoute
 from api.serving.engine import Serving
 from store import models
 from store.errors import NotFound
@@ -115,9 +122,47 @@ def _usage(read: int, written: int) -> Usage:
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
+@lean.post(
+    "/embeddings",
+    summary="Embed in the shapes of OpenAI",
+    response_model=EmbeddingOut,
+    responses=documented(404, 409, 413, 503),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": {"$ref": "#/components/schemas/EmbeddingIn"}}},
+        }
+    },
+)
+async def embed_as_openai(principal: Predict, request: Request) -> Response:
+    """What `client.embeddings.create(model=NAME, input=...)` asks for.
+
+    Models for search and for text-classification answer, with what their network makes of a text before a head
+    decides; those of search have length 1, or 0 for a text without any token.
+    """
+    body = await request.body()
+    asked = faults.read(EmbeddingIn, read_json(body, '{"model": ..., "input": ...}'))
+    serving: Serving = request.app.state.serving
+    model = await serving.find(principal.project_id, asked.model)
+    texts = asked.input if isinstance(asked.input, list) else [asked.input]
+    large = is_large(body, model.task)
+    found = await embed_texts(serving, model, texts, "input", large=large)
+    written = _base64 if asked.encoding_format == "base64" else Tensor.tolist
+    answer = EmbeddingOut(
+        data=[Embedding(index=i, embedding=written(v)) for i, v in enumerate(found.vectors)],
+        model=model.ref,
+        usage=EmbeddingUsage(prompt_tokens=found.tokens, total_tokens=found.tokens),
+    )
+    return Response(pydantic_core.to_json(answer), media_type=JSON)
+
+
+def _base64(vector: Tensor) -> str:
+    return b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+
+
 @router.get("/models", summary="List models in the shapes of OpenAI")
 def list_openai_models(session: Reading, principal: Predict) -> OpenAIModels:
-    """All models by their names; those for text-generation complete prompts."""
+    """All models by their names; those for text-generation complete prompts, those for search embed texts."""
     found = models.newest(session, principal.project_id, MOST_LISTED)
     created = [(name, int(row.created_at.timestamp())) for name, row in found]
     return OpenAIModels(data=[OpenAIModel(id=name, created=at) for name, at in created])

@@ -1,4 +1,4 @@
-"""Predictions: one request, one answer, as fast as the model."""
+"""Predictions and embeddings: one request, one answer, as fast as the model."""
 
 from collections.abc import AsyncIterator
 from heapq import nlargest
@@ -48,7 +48,15 @@ class PredictOut(BaseModel):
     )
 
 
+class EmbedOut(BaseModel):
+    """Vectors, in the order of the inputs."""
+
+    model: str = Field(description="Whose network made them: the model's name and version.")
+    embeddings: list[list[float]] = Field(description="One vector per input, all equally long.")
+
+
 router = APIRouter(tags=["models"], route_class=LeanRoute)
+Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 
 _EXAMPLES = {
     "row": {"summary": "Rows of a table", "value": {"inputs": [{"age": 39, "job": "nurse"}]}},
@@ -116,10 +124,7 @@ _BODY = {
     openapi_extra={"requestBody": _BODY},
 )
 async def predict(
-    ref: Annotated[
-        str,
-        Path(description="name (newest), name@3, name@alias, job_... or ckpt_..."),
-    ],
+    ref: Ref,
     principal: Predict,
     request: Request,
 ) -> Response:
@@ -157,6 +162,32 @@ async def predict(
     answer = {"model": model.ref, "predictions": predictions}
     content = pydantic_core.to_json(answer, inf_nan_mode="null")
     return Response(content, media_type="application/json")
+
+
+@router.post(
+    "/v1/models/{ref}/embed",
+    summary="Embed",
+    response_model=EmbedOut,
+    responses=documented(404, 409, 413, 415, 503),
+    openapi_extra={"requestBody": _BODY},
+)
+async def embed(ref: Ref, principal: Predict, request: Request) -> Response:
+    """What a model's network makes of up to 1,000 inputs before its head answers: vectors, near each other for
+    inputs that are alike to it.
+
+    The body is that of a prediction, without `parameters`. Models of the tasks that `embeds` answer (see
+    `GET /v1/tasks`), others are a 404.
+    """
+    serving: Serving = request.app.state.serving
+    model = await serving.find(principal.project_id, ref)
+    body = await request.body()
+    sent = await _sent(request, body, model.task)
+    if sent.parameters:
+        message = "embeddings have no parameters"
+        raise Invalid(Problem(("parameters",), message, [*sent.parameters], "none"))
+    found = await serving.embed(model, sent.inputs, large=is_large(body, model.task))
+    answer = {"model": model.ref, "embeddings": [vector.tolist() for vector in found]}
+    return Response(pydantic_core.to_json(answer, inf_nan_mode="null"), media_type=JSON)
 
 
 async def _events(model: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:

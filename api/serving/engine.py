@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +12,7 @@ from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from api.cache import Cache
 from api.errors import Busy
@@ -118,10 +119,27 @@ class Serving:
 
         Raises Invalid for inputs that the model cannot read, and Busy.
         """
+        return await self._ask(model, model.served.batcher, values, large=large)
+
+    async def embed(
+        self, model: Ready, values: Sequence[Any], *, large: bool = False
+    ) -> list[Tensor]:
+        """What the model's network makes of each input before a head answers, a vector (D,) float32.
+
+        Raises NotFound for a model without such vectors, and otherwise like `predict`.
+        """
+        embedder = model.served.embedder
+        if embedder is None:
+            raise NotFound("model with embeddings", model.ref)
+        return await self._ask(model, embedder, values, large=large)
+
+    async def _ask(
+        self, model: Ready, batcher: Batcher, values: Sequence[Any], *, large: bool
+    ) -> list[Any]:
         begun, measured = perf_counter(), measures.of_model(model.task.name, model.ref)
         try:
             inputs = await self._read(model.served.trained, values, large=large)
-            request = model.served.batcher.ask(inputs)
+            request = batcher.ask(inputs)
             predictions = await self._answer(model.served, request)
         except BaseException as error:
             measured.failed(error)
@@ -201,8 +219,15 @@ class Serving:
     def _load(self, checkpoint: Checkpoint) -> Served:
         """The model with a queue before it, warmed up: its first request is as fast as any."""
         trained = self._accelerated(self._loader.load(checkpoint), checkpoint)
-        batcher = Batcher(
-            partial(trained.predict, batch_size=BATCH_SIZE),
+        embedder = self._queue(trained, trained.embed) if trained.embeds else None
+        served = Served(trained, self._queue(trained, trained.predict), embedder)
+        _warm_up(served)
+        return served
+
+    def _queue(self, trained: Trained, answer: Callable[..., list[Any]]) -> Batcher:
+        """Requests for answers of one kind share passes with each other."""
+        return Batcher(
+            partial(answer, batch_size=BATCH_SIZE),
             self._forwards,
             batch_size=BATCH_SIZE,
             queue_size=self._queue_size,
@@ -211,9 +236,6 @@ class Serving:
             clock=thread_time if trained.device.type == "cpu" else perf_counter,
             on_batch=measures.of_batches(trained.task.name).observe,
         )
-        served = Served(trained, batcher)
-        _warm_up(served)
-        return served
 
     def _accelerated(self, trained: Trained, checkpoint: Checkpoint) -> Trained:
         """The model with other ways to compute it than torch's own in float32, as the settings allow."""

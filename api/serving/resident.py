@@ -23,6 +23,13 @@ class Served:
 
     trained: Trained
     batcher: Batcher
+    embedder: Batcher | None = None
+    """The queue for what its network makes of inputs before a head answers, where that is of use."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is worked on, or waits."""
+        return self.batcher.busy or (self.embedder is not None and self.embedder.busy)
 
 
 @dataclass
@@ -39,7 +46,7 @@ class _Place:
     @property
     def idle(self) -> bool:
         """Whether nobody would miss the model right now."""
-        return self.ready and not self.loading.result().batcher.busy
+        return self.ready and not self.loading.result().busy
 
 
 class Residents:

@@ -272,6 +272,9 @@ class Retriever(Sized, Supervised):
         """Tokens (B, T) and lengths (B,) to vectors (B, width) of length 1."""
         return F.normalize(self.backbone(tokens, lengths).float(), dim=1)
 
+    def features_of(self, *inputs: Tensor) -> Tensor:
+        return self.encode(*inputs[:2])
+
     def predict(self, *inputs: Tensor) -> Tensor:
         """The best documents and their scores (B, hits, 2), best first, of several with one score the first."""
         if not self.fresh:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Learner, Supervised
+from models.base import Learner
 from models.parts.memory import ran_out
 from models.parts.options import Plain
 from models.parts.pretrained import Pretrained
@@ -33,8 +33,8 @@ from tasks.parts.plain_features import plain_features
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 
-_TIMED = 2
-"""Steps whose time is taken, behind one that warms up."""
+_TIMED = 1
+"""Steps whose time is taken, behind one that warms up: a second one would cost more than the features do."""
 
 
 class Candidate(Plain):
@@ -87,11 +87,14 @@ def check_advised(task: str) -> None:
 
 
 def looked_at(trained: Trained, columns: Columns) -> Iterator[Tensor | None]:
-    """At last the features (N, D) of encoded examples; until then None after each batch."""
-    learner = _supervised(trained.learner)
-    seeing = Trained(trained.task, trained.codec, learner, learner.features_of)
+    """At last the features (N, D) of encoded examples; until then None after each batch.
+
+    Raises Invalid for a model without features.
+    """
+    if not trained.embeds:
+        raise Invalid(Problem(("base",), "it has no features that a head could be put on"))
     found: list[tuple[Tensor, Tensor]] = []
-    for index, features in seeing.outputs(columns):
+    for index, features in trained.features(columns):
         found.append((index, features))
         yield None
     order = torch.cat([index for index, _ in found]).argsort()
@@ -193,10 +196,3 @@ def _promise(score: float, *, maximise: bool) -> float:
     if math.isnan(score):
         return math.inf
     return -score if maximise else score
-
-
-def _supervised(learner: Learner) -> Supervised:
-    """Raises Invalid for one without features."""
-    if isinstance(learner, Supervised):
-        return learner
-    raise Invalid(Problem(("base",), "it has no features that a head could be put on"))

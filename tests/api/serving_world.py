@@ -74,6 +74,13 @@ def _fit(spec: Spec, examples: Any, schema: dict[str, Any]) -> Trained:
     return Trained(spec.task, codec, learner)
 
 
+def picture(colour: str, side: int = 12) -> bytes:
+    """A PNG of one colour."""
+    packed = BytesIO()
+    Image.new("RGB", (side, side), colour).save(packed, "PNG")
+    return packed.getvalue()
+
+
 @cache
 def image_example() -> Example:
     """A classifier of red and blue pictures that has learned next to nothing."""
@@ -81,9 +88,7 @@ def image_example() -> Example:
     with ZipFile(packed, "w") as archive:
         for number in range(8):
             for colour in ("red", "blue"):
-                picture = BytesIO()
-                Image.new("RGB", (8, 8), colour).save(picture, "PNG")
-                archive.writestr(f"{colour}/{number}.png", picture.getvalue())
+                archive.writestr(f"{colour}/{number}.png", picture(colour, 8))
     return _untrained("image-classification", "pictures.zip", packed.getvalue())
 
 

@@ -22,8 +22,12 @@ PREDICT = {
     "list_models",
     "get_model",
     "predict",
+    "embed",
     "predict_as_hugging_face",
+    "extract_features",
+    "compare_texts",
     "complete_as_openai",
+    "embed_as_openai",
     "list_openai_models",
     "get_hugging_face_health",
     "get_hugging_face_info",
@@ -71,6 +75,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "batch_predict": {"data": {"dataset": "{dataset}"}},
     "predict": {"json": {"inputs": [{"a": 1, "b": 2}]}},
     "predict_as_hugging_face": {"json": {"table": {"a": [1], "b": [2]}}},
+    "embed": {"json": {"inputs": [{"a": 1, "b": 2}]}},
+    "extract_features": {"json": {"inputs": "a"}},
+    "compare_texts": {"json": {"inputs": {"source_sentence": "a", "sentences": ["b"]}}},
 }
 
 

@@ -22,7 +22,15 @@ from store.session import Database
 from tasks.parts.labels import LabelPrediction
 from tasks.parts.sounds import silence
 from tests import processes
-from tests.api.serving_world import World, client, image_example, row, table_example, untrained
+from tests.api.serving_world import (
+    World,
+    client,
+    image_example,
+    picture,
+    row,
+    table_example,
+    untrained,
+)
 from tests.conftest import opened
 
 SEGMENTED = ("semantic-segmentation", "instance-segmentation")
@@ -135,12 +143,6 @@ def ranked(prediction: Any) -> list[tuple[str, float]]:
 
 def pairs(answer: Any) -> list[tuple[str, float]]:
     return [(element.label, element.score) for element in answer]
-
-
-def picture(colour: str) -> bytes:
-    packed = BytesIO()
-    Image.new("RGB", (12, 12), colour).save(packed, "PNG")
-    return packed.getvalue()
 
 
 def encoded(data: bytes) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 import uvicorn
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from api.app import create_app
 from api.serving import batcher
@@ -27,6 +25,7 @@ from tests.api.serving_world import (
     World,
     client,
     image_example,
+    picture,
     row,
     train,
     untrained,
@@ -142,12 +141,6 @@ def test_a_content_type_the_model_does_not_read_is_415(world: World, api: TestCl
         answer = api.post("/v1/models/rows/predict", content=b"abc", headers={"Content-Type": kind})
         assert answer.status_code == 415
         assert "application/json" in answer.json()["detail"]
-
-
-def picture(colour: str) -> bytes:
-    packed = BytesIO()
-    Image.new("RGB", (12, 12), colour).save(packed, "PNG")
-    return packed.getvalue()
 
 
 def test_beside_a_raw_body_parameters_stand_in_the_query(world: World, api: TestClient) -> None:

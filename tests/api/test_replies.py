@@ -46,11 +46,15 @@ CREATES: dict[str, tuple[Body | None, Body | None]] = {
 """Every route that creates something, with a body for it and another one."""
 CREATE_NOTHING = {
     "/hf/models/{ref}",
+    "/hf/models/{ref}/feature-extraction",
+    "/hf/models/{ref}/sentence-similarity",
     "/openai/v1/completions",
+    "/openai/v1/embeddings",
     "/v1/jobs/{job_id}/cancel",
     "/v1/jobs/{job_id}/pause",
     "/v1/jobs/{job_id}/resume",
     "/v1/jobs/{job_id}/stop",
+    "/v1/models/{ref}/embed",
     "/v1/models/{ref}/predict",
     "/v1/storage/clean-up",
     "/v1/sweeps/{sweep_id}/cancel",

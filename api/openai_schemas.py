@@ -1,4 +1,4 @@
-"""What OpenAI's client sends and reads: completions and a list of models."""
+"""What OpenAI's client sends and reads: completions, embeddings and a list of models."""
 
 from typing import Annotated, Literal
 
@@ -69,6 +69,49 @@ class CompletionOut(BaseModel):
     model: str = Field(description="The model's name and version.")
     choices: list[Choice] = Field(description="A text for each prompt.")
     usage: Usage | None = Field(None, description="How many tokens there were.")
+
+
+class EmbeddingIn(BaseModel):
+    """Texts that vectors are wanted of."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "manuals", "input": ["wings", "tails"]}]},
+    )
+
+    model: str = Field(description="name (newest), name@3, name@alias, job_... or ckpt_...")
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)] = Field(
+        description="A text, or several; not as tokens."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float", description="Numbers, or the bytes of little-endian float32 in base64."
+    )
+    dimensions: None = Field(None, description="Not chosen: vectors are as long as the model's.")
+    user: str | None = Field(None, description="Of no effect.")
+
+
+class Embedding(BaseModel):
+    """The vector of a text."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(description="Which text it is of, counted from 0.")
+    embedding: list[float] | str = Field(description="The vector.")
+
+
+class EmbeddingUsage(BaseModel):
+    """Numbers of tokens."""
+
+    prompt_tokens: int = Field(description="Read, of all texts.")
+    total_tokens: int = Field(description="The same.")
+
+
+class EmbeddingOut(BaseModel):
+    """Vectors of texts."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding] = Field(description="A vector for each text.")
+    model: str = Field(description="The model's name and version.")
+    usage: EmbeddingUsage = Field(description="How many tokens there were.")
 
 
 class OpenAIModel(BaseModel):
