@@ -27,6 +27,7 @@ from api.routes import (
     catalog,
     checkpoints,
     datasets,
+    explain,
     feeds,
     health,
     huggingface,
@@ -53,6 +54,7 @@ _JOBS = jobs, feeds, checkpoints, artifacts, sweeps, batches
 _OTHERS = catalog, datasets, advice, *_JOBS, models, pretrained, webhooks, admin
 PREDICTING = (
     predict.router,
+    explain.router,
     huggingface.router,
     huggingface_embeddings.router,
     openai.lean,

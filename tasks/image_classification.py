@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.base import Architecture, Backbone, Batch, ImageBackbone, Supervised
 from models.cnn import CNN
+from models.parts.evidence import class_activations
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.precision import autocast
 from models.parts.published import Published
@@ -101,6 +102,11 @@ class ImageClassifier(Supervised):
         images = varied.relight(self._normalised(varied.move(inputs[0])))
         features: Tensor = self.backbone(images).mean((2, 3))
         return features
+
+    def evidence(self, *inputs: Tensor) -> Tensor:
+        """See `Localising`; of images as they are."""
+        assert isinstance(self.head, nn.Linear)
+        return class_activations(self.head, self.backbone(self._normalised(inputs[0])))
 
     def loss(self, batch: Batch) -> Tensor:
         if not self.mixing.mixes:

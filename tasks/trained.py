@@ -5,19 +5,27 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.base import Batch, Learner, Supervised
+from models.parts.evidence import Localising
 from models.parts.memory import ran_out
 from tasks.base import Codec, Task
 from tasks.parts.columns import Columns
 
 _SHORT = 8
 """Below that length padding costs less than one more batch."""
+
+
+class Explained(NamedTuple):
+    """A prediction, and what each place of the input adds to each of K outputs (K, H, W)."""
+
+    prediction: Any
+    maps: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,22 @@ class Trained:
         pieces = [*self.features(self.codec.encode_inputs(inputs), batch_size)]
         order = torch.cat([index for index, _ in pieces]).argsort()
         return list(torch.cat([features for _, features in pieces])[order])
+
+    @property
+    def explains(self) -> bool:
+        """Whether it tells where in an input it sees what it answers by."""
+        return isinstance(self.learner, Localising)
+
+    def explain(self, inputs: Sequence[Any], batch_size: int = 256) -> list[Explained]:
+        """The prediction for each input, and where what speaks for each output is; of a model that `explains`."""
+        assert isinstance(self.learner, Localising)
+        seeing = replace(self, forward=self.learner.evidence)
+        found: dict[int, Explained] = {}
+        for index, maps in seeing.outputs(self.codec.encode_inputs(inputs), batch_size):
+            predictions = self.codec.decode(maps.mean((2, 3)))
+            for place, prediction, each in zip(index.tolist(), predictions, maps, strict=True):
+                found[place] = Explained(prediction, each)
+        return [found[place] for place in range(len(inputs))]
 
     def features(self, columns: Columns, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """As `outputs`, what the network makes of the examples (B, D) before a head answers."""

@@ -4,7 +4,7 @@ from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, File, Form, Path, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import WithJsonSchema
 from sqlalchemy.orm import Session
 
@@ -15,6 +15,7 @@ from api.errors import documented
 from api.job_schemas import JobOut
 from api.model_schemas import RunOptions
 from api.new_job import NewJob
+from api.sent import Ref
 from api.serving import references
 from api.submitting import chosen_queue, chosen_split, chosen_webhook
 from api.uploads import read_options, save
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
     responses=documented(404, 409, 413, 507),
 )
 def batch_predict(
-    ref: Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")],
+    ref: Ref,
     request: Request,
     principal: Train,
     database: CurrentDatabase,

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from heapq import nlargest
 from operator import attrgetter, itemgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pydantic_core
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api import faults, parameters, streams
@@ -19,6 +19,7 @@ from api.auth import Predict
 from api.bodies import JSON, MOST_INPUTS, is_large, kind_of, read_json, transpose
 from api.errors import documented
 from api.lean import LeanRoute
+from api.sent import Ref
 from api.serving.engine import Ready, Serving
 from store.errors import NotFound
 from tasks.base import Parameterless, Task, files_of, own_fields
@@ -260,7 +261,6 @@ SHAPES: dict[type[BaseModel], Shape] = {
 # Routes
 
 router = APIRouter(prefix="/hf/models", tags=["hugging face"], route_class=LeanRoute)
-Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 
 _EXAMPLES = {
     "text": {

@@ -3,10 +3,8 @@
 Shapes: `feature-extraction` and `sentence-similarity` in huggingface.js, `packages/tasks/src/tasks`.
 """
 
-from typing import Annotated
-
 import pydantic_core
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from torch import stack
 from torch.nn import functional as F
 
@@ -17,10 +15,10 @@ from api.embedding import embed_texts
 from api.embedding_schemas import FeaturesIn, SimilarityIn
 from api.errors import documented
 from api.lean import LeanRoute
+from api.sent import Ref
 from api.serving.engine import Serving
 
 router = APIRouter(prefix="/hf/models", tags=["hugging face"], route_class=LeanRoute)
-Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 
 
 @router.post(

@@ -22,6 +22,7 @@ from api.model_schemas import (
 )
 from api.new_job import NewJob
 from api.schemas import After, Limit, PageOut, page_out
+from api.sent import Ref
 from api.serving import references
 from api.serving.engine import Serving
 from api.submitting import chosen_queue, chosen_split, chosen_webhook
@@ -30,7 +31,6 @@ from store.tables import Job
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 Name = Annotated[str, Path(description="The model's name.")]
 Alias = Annotated[
     str,

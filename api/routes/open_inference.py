@@ -24,6 +24,7 @@ from api.inference_schemas import (
 )
 from api.lean import LeanRoute
 from api.routes.models import CurrentServing
+from api.sent import Ref
 from api.serving.engine import Ready, Serving
 from api.tensors import LENGTH_HEADER, TensorType, read_request, signature, write_outputs
 from store import models, projects
@@ -39,7 +40,6 @@ health = APIRouter(prefix="/v2/health", tags=["health"])
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 lean = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=LeanRoute)
 
-Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
 Version = Annotated[str, Path(description="A version of the model that `ref` names.")]
 
 

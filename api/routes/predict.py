@@ -3,40 +3,22 @@
 from collections.abc import AsyncIterator
 from heapq import nlargest
 from operator import itemgetter
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic_core
-from fastapi import APIRouter, Path, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
-from api import faults, file_answers, parameters, streams
+from api import file_answers, parameters, streams
 from api.auth import Predict
-from api.bodies import FORM, JSON, MOST_INPUTS, is_large, kind_of, read_json
+from api.bodies import JSON, is_large
 from api.errors import documented
-from api.forms import read_form
 from api.lean import LeanRoute
+from api.sent import BODY, Ref, sent_by
 from api.serving.engine import Serving
 from tasks.base import Task
 from tasks.parts.problems import Invalid, Problem
 from tasks.text_generation import Piece
-
-
-class PredictIn(BaseModel):
-    """Inputs to predict for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    inputs: list[Any] = Field(
-        min_length=1,
-        max_length=MOST_INPUTS,
-        description="Inputs as the model's task wants them (`input_schema` of the model).",
-    )
-    parameters: dict[str, Any] | None = Field(
-        None,
-        description="How to predict: `parameters_schema` of the model, for all inputs that do not say it themselves. "
-        "Tasks that give `scores`: `top_k`, to get only the best ones.",
-    )
 
 
 class PredictOut(BaseModel):
@@ -56,48 +38,6 @@ class EmbedOut(BaseModel):
 
 
 router = APIRouter(tags=["models"], route_class=LeanRoute)
-Ref = Annotated[str, Path(description="name (newest), name@3, name@alias, job_... or ckpt_...")]
-
-_EXAMPLES = {
-    "row": {"summary": "Rows of a table", "value": {"inputs": [{"age": 39, "job": "nurse"}]}},
-    "text": {
-        "summary": "Texts, with the two best labels",
-        "value": {"inputs": [{"text": "A film to remember."}], "parameters": {"top_k": 2}},
-    },
-    "image": {
-        "summary": "An image in base64",
-        "value": {"inputs": [{"image": "iVBORw0KGgoAAAANSUhEUgAA..."}]},
-    },
-}
-_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {"schema": PredictIn.model_json_schema(), "examples": _EXAMPLES},
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
-        "video/*": {"schema": {"type": "string", "format": "binary"}},
-        "audio/*": {"schema": {"type": "string", "format": "binary"}},
-        FORM: {
-            "schema": {
-                "type": "object",
-                "description": "A part for each field of each input; the n-th part of a name belongs "
-                "to the n-th input. The fields of a row are its columns.",
-                "properties": {
-                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                    "text": {"type": "array", "items": {"type": "string"}},
-                    "parameters": {"type": "string", "contentMediaType": JSON},
-                },
-                "additionalProperties": {"type": "array", "items": {"type": "string"}},
-            },
-            "examples": {
-                "texts": {
-                    "summary": "Two texts, with the best label of each",
-                    "value": {"text": ["Wonderful.", "Dull."], "parameters": '{"top_k": 1}'},
-                },
-                "row": {"summary": "A row", "value": {"age": ["39"], "job": ["nurse"]}},
-            },
-        },
-    },
-}
 
 
 @router.post(
@@ -121,7 +61,7 @@ _BODY = {
         },
         **documented(404, 409, 413, 415, 503),
     },
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": BODY},
 )
 async def predict(
     ref: Ref,
@@ -144,7 +84,7 @@ async def predict(
     model = await serving.find(principal.project_id, ref)
     task = model.task
     body = await request.body()
-    sent = await _sent(request, body, task)
+    sent = await sent_by(request, body, task)
     asked = sent.parameters or {}
     top_k, own = _top_k(task, asked), parameters.of_task(task, asked)
     inputs = parameters.spread(task, sent.inputs, own)
@@ -169,7 +109,7 @@ async def predict(
     summary="Embed",
     response_model=EmbedOut,
     responses=documented(404, 409, 413, 415, 503),
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": BODY},
 )
 async def embed(ref: Ref, principal: Predict, request: Request) -> Response:
     """What a model's network makes of up to 1,000 inputs before its head answers: vectors, near each other for
@@ -181,7 +121,7 @@ async def embed(ref: Ref, principal: Predict, request: Request) -> Response:
     serving: Serving = request.app.state.serving
     model = await serving.find(principal.project_id, ref)
     body = await request.body()
-    sent = await _sent(request, body, model.task)
+    sent = await sent_by(request, body, model.task)
     if sent.parameters:
         message = "embeddings have no parameters"
         raise Invalid(Problem(("parameters",), message, [*sent.parameters], "none"))
@@ -198,30 +138,6 @@ async def _events(model: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[byt
         if reason:
             ended = {"model": model, "finish_reason": reason, "tokens": tokens}
             yield streams.event(ended, "end")
-
-
-# What was sent
-
-
-async def _sent(request: Request, body: bytes, task: Task) -> PredictIn:
-    """The request that a body is. Raises Invalid, and UnsupportedMedia."""
-    kind = kind_of(request, body, task, FORM)
-    if kind == JSON:
-        return faults.read(PredictIn, read_json(body, '{"inputs": [...]}'))
-    if kind == FORM:
-        said = request.headers["Content-Type"]
-        form = await run_in_threadpool(read_form, body, said, task.input_type)
-        return faults.read(PredictIn, form)
-    asked = {name: _value(text) for name, text in request.query_params.items()}
-    return PredictIn.model_construct(inputs=[body], parameters=asked)
-
-
-def _value(text: str) -> Any:
-    """What a parameter of the query is: JSON, or else the text itself."""
-    try:
-        return pydantic_core.from_json(text, allow_inf_nan=False)
-    except ValueError:
-        return text
 
 
 # Parameters

@@ -21,7 +21,7 @@ from api.serving import measures, references, timing
 from api.serving.batcher import Batcher, Request
 from api.serving.loading import Loader
 from api.serving.onnx import Exporter
-from api.serving.resident import Residents, Served
+from api.serving.resident import Residents, Served, Wanted
 from api.serving.runtimes import Runtimes, as_it_stands, in_bfloat16
 from api.serving.succession import Succession
 from api.settings import ApiSettings
@@ -32,7 +32,7 @@ from store.session import Database
 from store.tables import Checkpoint
 from tasks.base import Task
 from tasks.text_generation import GenerationInput, Piece, write
-from tasks.trained import Trained
+from tasks.trained import Explained, Trained
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Serving:
 
         Raises Invalid for inputs that the model cannot read, and Busy.
         """
-        return await self._ask(model, model.served.batcher, values, large=large)
+        return await self._ask("predictions", model, values, large=large)
 
     async def embed(
         self, model: Ready, values: Sequence[Any], *, large: bool = False
@@ -128,18 +128,27 @@ class Serving:
 
         Raises NotFound for a model without such vectors, and otherwise like `predict`.
         """
-        embedder = model.served.embedder
-        if embedder is None:
-            raise NotFound("model with embeddings", model.ref)
-        return await self._ask(model, embedder, values, large=large)
+        return await self._ask("embeddings", model, values, large=large)
+
+    async def explain(
+        self, model: Ready, values: Sequence[Any], *, large: bool = False
+    ) -> list[Explained]:
+        """A prediction for each input, and where in it is what speaks for each output.
+
+        Raises NotFound for a model that does not know, and otherwise like `predict`.
+        """
+        return await self._ask("explanations", model, values, large=large)
 
     async def _ask(
-        self, model: Ready, batcher: Batcher, values: Sequence[Any], *, large: bool
+        self, wanted: Wanted, model: Ready, values: Sequence[Any], *, large: bool
     ) -> list[Any]:
+        queue = model.served.queues.get(wanted)
+        if queue is None:
+            raise NotFound(f"model with {wanted}", model.ref)
         begun, measured = perf_counter(), measures.of_model(model.task.name, model.ref)
         try:
             inputs = await self._read(model.served.trained, values, large=large)
-            request = batcher.ask(inputs)
+            request = queue.ask(inputs)
             predictions = await self._answer(model.served, request)
         except BaseException as error:
             measured.failed(error)
@@ -219,8 +228,12 @@ class Serving:
     def _load(self, checkpoint: Checkpoint) -> Served:
         """The model with a queue before it, warmed up: its first request is as fast as any."""
         trained = self._accelerated(self._loader.load(checkpoint), checkpoint)
-        embedder = self._queue(trained, trained.embed) if trained.embeds else None
-        served = Served(trained, self._queue(trained, trained.predict), embedder)
+        queues: dict[Wanted, Batcher] = {"predictions": self._queue(trained, trained.predict)}
+        if trained.embeds:
+            queues["embeddings"] = self._queue(trained, trained.embed)
+        if trained.explains:
+            queues["explanations"] = self._queue(trained, trained.explain)
+        served = Served(trained, queues)
         _warm_up(served)
         return served
 
@@ -268,7 +281,7 @@ def _warm_up(served: Served) -> None:
         for _ in range(_WARM_UPS):
             inputs, begun = trained.codec.read_inputs([blank]), perf_counter()
             trained.predict(inputs)
-            served.batcher.learn(inputs, perf_counter() - begun)
+            served.queues["predictions"].learn(inputs, perf_counter() - begun)
     except Exception as error:
         if memory.ran_out(error):
             raise

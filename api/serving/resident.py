@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Literal
 
 from api.errors import Busy
 from api.serving.batcher import Batcher
@@ -13,23 +14,23 @@ from models.parts import memory
 from store.tables import Checkpoint
 from tasks.trained import Trained
 
+Wanted = Literal["predictions", "embeddings", "explanations"]
+
 _RELOAD_SECONDS = 5
 """When to ask again for a model that memory did not suffice for."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model in memory and the queue before it."""
+    """A model in memory, and a queue for each thing that it can be asked for."""
 
     trained: Trained
-    batcher: Batcher
-    embedder: Batcher | None = None
-    """The queue for what its network makes of inputs before a head answers, where that is of use."""
+    queues: Mapping[Wanted, Batcher]
 
     @property
     def busy(self) -> bool:
         """Whether any request is worked on, or waits."""
-        return self.batcher.busy or (self.embedder is not None and self.embedder.busy)
+        return any(queue.busy for queue in self.queues.values())
 
 
 @dataclass

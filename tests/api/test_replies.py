@@ -55,6 +55,7 @@ CREATE_NOTHING = {
     "/v1/jobs/{job_id}/resume",
     "/v1/jobs/{job_id}/stop",
     "/v1/models/{ref}/embed",
+    "/v1/models/{ref}/explain",
     "/v1/models/{ref}/predict",
     "/v1/storage/clean-up",
     "/v1/sweeps/{sweep_id}/cancel",

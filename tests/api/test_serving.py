@@ -134,7 +134,7 @@ def test_a_model_in_use_is_not_pushed_out(world: World, tell: Callable[..., None
     async def story(serving: Serving) -> None:
         model = await serving.residents.get(busy)
         inputs = model.trained.codec.read_inputs([row(n) for n in range(20_000)])
-        answer = asyncio.ensure_future(model.batcher.predict(inputs))
+        answer = asyncio.ensure_future(model.queues["predictions"].predict(inputs))
         await asyncio.sleep(0)
         await serving.residents.get(other)
         assert not answer.done(), "the test needs a longer prediction"
