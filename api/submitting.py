@@ -164,6 +164,9 @@ def _check_resources(asked: Resources, spec: Spec) -> None:
     if asked.sharded and not spec.task.divides:
         message = f"the network of {spec.task.name} is not divided"
         raise Invalid(Problem(("resources", "sharded"), message, asked.sharded, False))
+    if asked.sharded and spec.taking_over is not None and spec.taking_over.takes_it_whole:
+        message = "a network with adapters, or that of a linear probe, is not divided"
+        raise Invalid(Problem(("resources", "sharded"), message, asked.sharded, False))
     if asked.sharded and training.batch_size == LARGEST:
         message = "cannot be found out for a network that is divided"
         raise Invalid(Problem(("training", "batch_size"), message, LARGEST, "a number"))

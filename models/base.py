@@ -9,10 +9,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from models.parts.adapters import Adapted, Unadaptable
+from models.parts.anchors import Anchor
 from models.parts.compiling import Compiled
 from models.parts.distillation import Lessons
 from models.parts.options import Option
 from models.parts.precision import Precision, autocast, scaling
+from models.parts.rates import layered
 from models.parts.training import Training, Transfer
 from models.parts.widening import widened
 
@@ -133,6 +136,7 @@ class Learner(nn.Module):
             group["lr"] = group["full_lr"] * factor
         total = (self.together or self._accumulate)(batch)
         self.loss_scale.unscale_(optimizer)
+        self.bend_gradients()
         if plan.clipping.value is not None:
             nn.utils.clip_grad_value_(self.parameters(), plan.clipping.value)
         if plan.clipping.norm is not None:
@@ -141,6 +145,13 @@ class Learner(nn.Module):
         self.loss_scale.update()
         optimizer.zero_grad(set_to_none=True)
         return total
+
+    def kept_aside(self) -> dict[str, Tensor]:
+        """What it learns that its state does not tell, of which only a training that goes on needs to know."""
+        return {}
+
+    def bend_gradients(self) -> None:
+        """Add to the gradients of a step what does not depend on its batch."""
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Gradients of the batch's mean loss, piece by piece; returns that loss ()."""
@@ -197,20 +208,32 @@ class Backbone(nn.Module):
 class Supervised(Learner):
     """Backbone, head and loss: learns to map inputs to targets."""
 
+    beside: ClassVar[int] = 0
+    """How many of its inputs, the last ones, are for the head."""
+
     def __init__(self, backbone: Backbone, head: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.criterion = criterion
+        self.probed = False
+        """Whether batches bring features that were computed before, in the place of what they are computed from."""
         self.lessons: Lessons | None = None
         """What a teacher has to say, whose answers are then the last of a batch's targets."""
+        self.adapted: Adapted | None = None
+        self.anchor: Anchor | None = None
         self.kernels: Compiled | None = None
         self._samples: Sequence[Batch] = ()
         self._learning: list[str] = []
         """The weights that the kernels are made for."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.head(self.features_of(*inputs))
+        beside = inputs[len(inputs) - self.beside :]
+        return self.answer(self.features_of(*inputs), *beside)
+
+    def answer(self, features: Tensor, *beside: Tensor) -> Tensor:
+        """Outputs (B, ...) from features (B, D), and what the head takes beside them."""
+        outputs: Tensor = self.head(features, *beside)
         return outputs
 
     def features_of(self, *inputs: Tensor) -> Tensor:
@@ -220,7 +243,7 @@ class Supervised(Learner):
 
     def loss(self, batch: Batch) -> Tensor:
         with autocast(self.precision, batch.inputs[0].device):
-            outputs = (self.kernels or self)(*batch.inputs)
+            outputs = (self.answer if self.probed else self.kernels or self)(*batch.inputs)
         return self.graded(outputs.float(), *batch.targets)
 
     def graded(self, outputs: Tensor, *targets: Tensor) -> Tensor:
@@ -234,26 +257,35 @@ class Supervised(Learner):
         weights = self.criterion.weight if isinstance(self.criterion, nn.CrossEntropyLoss) else None
         return len(batch) if weights is None else weights[batch.targets[0]].sum()
 
+    def start(self, training: Training, transfer: Transfer | None, steps: int) -> None:
+        """See `Learner`. Raises NotTransferable where adapters are asked for that no layer takes."""
+        if transfer is not None and transfer.adapters is not None and self.adapted is None:
+            try:
+                self.adapted = Adapted(self.backbone, transfer.adapters)
+            except Unadaptable as error:
+                raise NotTransferable(str(error)) from None
+        super().start(training, transfer, steps)
+        pull = 0.0 if self.transfer is None else self.transfer.l2_sp
+        self.anchor = Anchor(self.backbone, pull) if pull else None
+
+    def kept_aside(self) -> dict[str, Tensor]:
+        return {} if self.adapted is None else dict(self.adapted.weights)
+
+    def bend_gradients(self) -> None:
+        if self.anchor is not None:
+            self.anchor.pull()
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.transfer is None:
             return super().parameter_groups()
         return [{"params": list(self.head.parameters())}, *self.backbone_groups(self.transfer)]
 
     def backbone_groups(self, transfer: Transfer) -> list[dict[str, Any]]:
-        """The backbone's parameters and their learning rates, by blocks from the last to the first if these differ.
-
-        What lies in no block learns as the first one does.
-        """
+        """The backbone's parameters and their learning rates, by blocks from the last to the first if these differ."""
         rate = self.training_plan.optimizer.learning_rate * transfer.backbone_learning_rate
-        left = {id(weight): weight for weight in self.backbone.parameters()}
         if transfer.layer_decay == 1:
-            return [{"params": list(left.values()), "lr": rate}]
-        groups: list[dict[str, Any]] = []
-        for depth, block in enumerate(reversed(self.backbone.blocks())):
-            found = [w for w in block.parameters() if left.pop(id(w), None) is not None]
-            groups.append({"params": found, "lr": rate * transfer.layer_decay**depth})
-        groups[-1]["params"] += left.values()
-        return [group for group in groups if group["params"]]
+            return [{"params": list(self.backbone.parameters()), "lr": rate}]
+        return layered(self.backbone, self.backbone.blocks(), rate, transfer.layer_decay)
 
     def compile_for(self, samples: Sequence[Batch], *, ragged: bool) -> None:
         graphs = not ragged and self.micro_batches == 1 and samples[0].inputs[0].is_cuda
@@ -275,6 +307,9 @@ class Supervised(Learner):
                 self.loss(sample).backward()
 
     def _freeze(self, transfer: Transfer, epoch: int) -> None:
+        if transfer.linear_probe:
+            self.backbone.requires_grad_(False).eval()
+            return
         blocks = self.backbone.blocks()
         learning = transfer.learning_blocks(len(blocks), epoch)
         for place, block in enumerate(blocks):
@@ -282,6 +317,8 @@ class Supervised(Learner):
             block.requires_grad_(learns)
             # A frozen block keeps its batch statistics and drops nothing out.
             block.train(learns)
+        if self.adapted is not None:
+            self.adapted.hold_the_rest()
 
     def take_over(self, base: Learner, *, head: bool) -> None:
         if not isinstance(base, Supervised):

@@ -302,6 +302,15 @@ class Task(Option):
             raise Invalid(*problems)
         return self.model_copy(update=decided)
 
+    @property
+    def probed(self) -> bool:
+        """Whether its head takes nothing but features, and can learn from those that were computed once."""
+        return False
+
+    def unvaried(self) -> Self:
+        """A copy that shows examples as they are. Raises Invalid where it is asked for something else."""
+        return self
+
     def resolve(self, facts: Facts) -> Self:
         """A copy in which every "auto" field has the value chosen for this data set."""
         if self.architecture != AUTO:

@@ -13,6 +13,7 @@ from models.parts.published import Published, Unusable
 from models.parts.schedules import Cosine
 from models.parts.training import Training, Transfer
 from tasks.base import Facts, Task
+from tasks.parts.methods import check_methods
 from tasks.parts.problems import Invalid, Problem
 
 AnyTask = OneOf[Task]
@@ -85,8 +86,10 @@ def resolve(
     if transfer is not None and base is None:
         _check_alone(transfer)
     facts = facts.share(training.share)
-    task = task.resolve(facts)
+    probes = transfer is not None and transfer.linear_probe and not transfer.from_scratch
+    task = (task.unvaried() if probes else task).resolve(facts)
     if transfer is not None:
+        check_methods(task, training, transfer)
         transfer = transfer.resolve(published=isinstance(task.architecture, Pretrained))
     return Spec(task=task, training=_resolve(training, task, facts), transfer=transfer)
 

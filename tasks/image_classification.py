@@ -211,6 +211,23 @@ class ImageClassification(LabelTask):
     def choose_architecture(self, facts: Facts) -> Architecture:
         return CNN() if _side(facts, AUTO) <= 32 else ResNet()
 
+    @property
+    def probed(self) -> bool:
+        return True
+
+    def unvaried(self) -> Self:
+        still = Augmentation()
+        problems = [
+            Problem(
+                ("task", name), "a linear probe sees images as they are", asked.model_dump(), {}
+            )
+            for name, asked in (("augmentation", self.augmentation), ("mixing", self.mixing))
+            if asked not in (AUTO, still, Mixing())
+        ]
+        if problems:
+            raise Invalid(*problems)
+        return self.model_copy(update={"augmentation": still})
+
     def resolve(self, facts: Facts) -> Self:
         chosen = {
             "image_size": _side(facts, self.architecture),

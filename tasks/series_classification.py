@@ -197,6 +197,10 @@ class SeriesClassification(Task):
             patch=self.patch,
         )
 
+    @property
+    def probed(self) -> bool:
+        return True
+
     def build(self, codec: SeriesClassificationCodec) -> Learner:
         backbone = self.architecture.over_vectors(codec.channels * codec.patch, codec.vectors)
         criterion = self.loss.build(codec.counts)

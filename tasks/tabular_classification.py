@@ -93,6 +93,10 @@ class TabularClassification(Task):
             labels=labels, counts=counts, **learn_columns(rows, schema, base)
         )
 
+    @property
+    def probed(self) -> bool:
+        return True
+
     def build(self, codec: TabularClassificationCodec) -> Learner:
         target = Target("classes", len(codec.labels), self.loss.build(codec.counts))
         learner: Learner = self.architecture.build(codec.width, codec.cardinalities, target)

@@ -106,6 +106,10 @@ class TabularRegression(Task):
             target=schema["target"], **scale, **learn_columns(rows, schema, base)
         )
 
+    @property
+    def probed(self) -> bool:
+        return True
+
     def build(self, codec: TabularRegressionCodec) -> Learner:
         target = Target("values", 1, self.loss.build())
         learner: Learner = self.architecture.build(codec.width, codec.cardinalities, target)

@@ -106,6 +106,10 @@ class TextClassification(LabelTask, TextTask):
         lengths = measure(frames["train"]["text"])
         return frames, {**labels, **lengths}, {**shares, "empty_texts": empty, **lengths}
 
+    @property
+    def probed(self) -> bool:
+        return True
+
     @classmethod
     def texts(cls, examples: pl.DataFrame) -> Sequence[str]:
         return examples["text"].to_list()

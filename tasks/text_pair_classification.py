@@ -254,6 +254,11 @@ class TextPairClassification(TextTask):
                 texts += 1
         return texts, occurs.tolist()
 
+    @property
+    def probed(self) -> bool:
+        # Others are compared token by token.
+        return isinstance(self.architecture, PretrainedText)
+
     def build(self, codec: TextPairCodec) -> Learner:
         vocabulary = codec.vocabulary
         backbone = self.architecture.build(vocabulary.size, vocabulary.max_length)

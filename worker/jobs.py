@@ -3,10 +3,12 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import polars as pl
 import torch
+from safetensors.torch import load_file
 
 from models.parts.memory import ran_out
 from models.parts.options import LARGEST
@@ -26,6 +28,7 @@ from worker.group import ALONE, Group, lost_peer
 from worker.loop import Diverged, Plan, Progress, Split, State, fit, judge, plan_of
 from worker.outages import Unreachable, disk_is_full, persist
 from worker.predictions import predict
+from worker.probing import probed
 from worker.profiles import profiled
 from worker.remembering import Source, teach, with_replay
 from worker.report import Report
@@ -163,10 +166,12 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     dataset, files = materials.dataset(job.dataset_id or "")
     find = checkpoints.last if desk.group.rank else checkpoints.newest
     checkpoint = find(desk.database, job)
-    taking_over = None if checkpoint else spec.taking_over
+    taking_over = spec.taking_over
+    if checkpoint is not None and not (taking_over and taking_over.looks_back):
+        taking_over = None
     base = desk.base if taking_over else None
     published = None
-    if not (checkpoint or base):
+    if base is None and (taking_over or checkpoint is None):
         with_weights = taking_over is not None
         published = materials.published(spec.task.architecture, weights=with_weights)
     sources = {name: Source(blob, materials.examples(blob)) for name, blob in files.items()}
@@ -180,7 +185,7 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
     else:
         reading = base.codec if base else published and spec.task.reading(published)
         codec = spec.task.learn_codec(sources["train"].examples, dataset.schema, reading)
-    if base is not None and taking_over is not None:
+    if checkpoint is None and base is not None and taking_over is not None:
         codec, head = outputs_on(spec.task, codec, base.task, base.codec, taking_over)
     splits = {
         name: materials.split(*source, spec.task, codec, desk.go_on)
@@ -194,6 +199,11 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
         learner.take_over(base.learner, head=head)
     if published is not None and taking_over is not None:
         spec.task.architecture.begin(learner, published)
+    trained = Trained(spec.task, codec, learner)
+    if spec.taking_over is not None and spec.taking_over.linear_probe:
+        if checkpoint is not None:
+            learner.load_state_dict(load_file(materials.blob(checkpoint.weights_blob)))
+        trained, splits = probed(trained, splits, sources, desk)
     lessons = spec.taking_over and spec.taking_over.distillation
     if lessons:
         train = splits["train"], sources["train"]
@@ -207,7 +217,6 @@ def prepare(spec: Spec, desk: Desk) -> Ready:
         start = checkpoints.restore(learner, checkpoint, materials, desk.group)
     if start.state.epoch >= plan.epochs:
         start = start._replace(state=start.state.model_copy(update={"finished": True}))
-    trained = Trained(spec.task, codec, learner)
     return Ready(spec, trained, splits, plan, start, sources["validation"].examples)
 
 
@@ -278,12 +287,15 @@ def publish(ready: Ready, desk: Desk) -> None:
     """Score the best state on the test split, and its base's, and make it a version of the job's model."""
     best = desk.best
     metrics = dict(best.metrics)
-    if "test" in ready.splits or desk.job.base_checkpoint_id:
-        desk.group.load(ready.trained.learner, desk.materials.blob(best.weights_blob))
+    trained = ready.trained
+    if ready.trained.learner.kept_aside():  # its weights are none to load others into
+        trained = desk.materials.trained(best, desk.device)
+    elif "test" in ready.splits or desk.job.base_checkpoint_id:
+        desk.group.load(trained.learner, desk.materials.blob(best.weights_blob))
     if "test" in ready.splits:
-        *_, judged = desk.heard(judge(ready.trained, {"test": ready.splits["test"]}))
+        *_, judged = desk.heard(judge(trained, {"test": ready.splits["test"]}))
         metrics |= judged or {}
-    forgetting = forgotten(ready.trained, desk)
+    forgetting = forgotten(replace(trained, forward=None), desk)
     result = {"forgetting": forgetting} if forgetting else None
     desk.finish("succeeded", metrics=metrics, checkpoint_id=best.id, result=result)
 

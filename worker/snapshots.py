@@ -4,9 +4,12 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from models.base import Learner
+
+_ASIDE = "aside/-/"
 
 
 class Snapshot(NamedTuple):
@@ -14,7 +17,7 @@ class Snapshot(NamedTuple):
 
     weights: dict[str, Tensor]
     memory: dict[str, Tensor]
-    """What the optimizers remember, as `<optimizer>/<parameter>/<name>`."""
+    """What the optimizers remember, as `<optimizer>/<parameter>/<name>`; and what is kept aside, by its name."""
     settings: dict[str, Any]
     """What they remember besides tensors, ready for JSON."""
     loss_scale: dict[str, Any]
@@ -38,6 +41,7 @@ def take(learner: Learner, copy_of: Callable[[Tensor], Tensor] = copied) -> Snap
             memory |= {f"{name}/{place}/{key}": tensor for key, tensor in tensors.items()}
             plain = {k: v for k, v in remembered.items() if k not in tensors}
             settings[name]["state"][str(place)] = plain
+    memory |= {f"{_ASIDE}{name}": tensor for name, tensor in learner.kept_aside().items()}
     memory = {name: copy_of(tensor) for name, tensor in memory.items()}
     weights = take_weights(learner, copy_of)
     return Snapshot(weights, memory, settings, learner.loss_scale.state_dict())
@@ -53,6 +57,9 @@ def take_weights(
 def put_back(learner: Learner, snapshot: Snapshot) -> None:
     """Make a learner that was built and started in the same way what it was."""
     learner.load_state_dict(snapshot.weights)
+    with torch.no_grad():
+        for name, weight in learner.kept_aside().items():
+            weight.copy_(snapshot.memory[f"{_ASIDE}{name}"])
     for name, kept in snapshot.settings.items():
         state = {int(place): dict(plain) for place, plain in kept["state"].items()}
         for key, tensor in snapshot.memory.items():

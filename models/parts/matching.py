@@ -218,17 +218,16 @@ class JoinedHead(nn.Module):
 
 
 class JoinedPairLearner(Supervised):
-    """A backbone that reads both texts of a pair as one, and a head for what it makes of them."""
+    """A backbone that reads both texts of a pair as one, and a head for what it makes of them.
+
+    Inputs are those of `PairLearner`.
+    """
 
     backbone: PairBackbone
+    beside = 1
 
     def __init__(self, backbone: PairBackbone, head: JoinedHead, criterion: nn.Module) -> None:
         super().__init__(backbone, head, criterion)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Inputs as those of `PairLearner`."""
-        scores: Tensor = self.head(self.features_of(*inputs), inputs[-1])
-        return scores
 
     def features_of(self, *inputs: Tensor) -> Tensor:
         features: Tensor = self.backbone.joined(*inputs[:4])

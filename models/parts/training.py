@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from models.parts.adapters import Adapter
 from models.parts.distillation import Distillation
 from models.parts.optimizers import Optimizer
 from models.parts.options import AUTO, Auto, Largest, OneOf, Plain
@@ -107,7 +108,7 @@ class Transfer(Plain):
     backbone_learning_rate: Auto[Annotated[float, Field(gt=0, le=1)]] = Field(
         AUTO,
         description="Learning rate of the backbone as a factor of the head's. `auto` is 0.1 where the architecture is "
-        "`pretrained`, whose weights are to change little, and else 1.",
+        "`pretrained`, whose weights are to change little, and else, or with `adapters`, 1.",
     )
     layer_decay: float = Field(
         1.0,
@@ -115,6 +116,24 @@ class Transfer(Plain):
         le=1,
         description="Each block of the backbone learns at so much of the rate of the block behind it (layer-wise "
         "decay, Howard and Ruder, 2018); 1: all at the same.",
+    )
+    l2_sp: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="How strongly each weight of the backbone is pulled to where it began: so many times half the "
+        "squared distance are added to what is minimised (L2-SP, Li et al., 2018); 0: not at all.",
+    )
+    adapters: OneOf[Adapter] | None = Field(
+        None,
+        description="Have the backbone's own weights stay what they are, and a few others learn in their place. They "
+        "are merged into the backbone's in every checkpoint, so that a model is served as if it had none.",
+    )
+    linear_probe: bool = Field(
+        False,
+        description="Learn the head alone, from features that the backbone as it is computes once (linear probing, "
+        "Alain and Bengio, 2017): as `trainable_blocks` 0, and in a fraction of its time. Nothing is varied at random "
+        "before the head.",
     )
     from_scratch: bool = Field(
         False,
@@ -143,7 +162,18 @@ class Transfer(Plain):
         """A copy with nothing left open; `published`: whether the weights are others', or began with such."""
         if self.backbone_learning_rate != AUTO:
             return self
-        return self.model_copy(update={"backbone_learning_rate": 0.1 if published else 1.0})
+        slower = published and self.adapters is None
+        return self.model_copy(update={"backbone_learning_rate": 0.1 if slower else 1.0})
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a training that goes on has to know, beside its checkpoint, what it began with."""
+        return self.l2_sp > 0 or self.adapters is not None
+
+    @property
+    def takes_it_whole(self) -> bool:
+        """Whether no device can do with a part of the network."""
+        return self.linear_probe or self.adapters is not None
 
     @property
     def remembers(self) -> bool:

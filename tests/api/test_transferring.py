@@ -72,6 +72,30 @@ def test_a_head_may_grow_and_a_teacher_is_pinned(client: TestClient, worker: Wor
     assert made.json()["request"]["transfer"]["distillation"] == lessons
 
 
+@pytest.mark.parametrize(
+    ("asked", "loc"),
+    [
+        ({"transfer": {"linear_probe": True, "layer_decay": 0.5}}, ["transfer", "layer_decay"]),
+        ({"transfer": {"adapters": {"name": "lora"}, "l2_sp": 0.1}}, ["transfer", "l2_sp"]),
+        (
+            {
+                "transfer": {"adapters": {"name": "lora"}},
+                "resources": {"devices": 2, "sharded": True},
+            },
+            ["resources", "sharded"],
+        ),
+        ({"transfer": {"adapters": {"name": "lora", "where": []}}}, ["transfer", "adapters"]),
+    ],
+)
+def test_ways_of_fine_tuning_that_do_not_go_together_are_refused(
+    client: TestClient, worker: Worker, asked: dict[str, Any], loc: list[str]
+) -> None:
+    dataset = upload(client)
+    base = trained(client, worker, dataset, ["even", "odd"])
+    errors = errors_of(client.post("/v1/jobs", json={"dataset": dataset, "base": base, **asked}))
+    assert errors[0]["loc"][: len(loc)] == loc
+
+
 def test_a_replay_of_data_that_was_deleted_is_refused(client: TestClient, worker: Worker) -> None:
     old = upload(client)
     base = trained(client, worker, old, ["even", "odd"])

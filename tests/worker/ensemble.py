@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from models.base import Architecture, Learner
+from models.parts.adapters import LoRA
 from models.parts.training import Transfer
 from tasks import catalog
 from tests.toys import toy
@@ -52,6 +53,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "training": {"epochs": 5},
         "transfer": Transfer(trainable_blocks=0, unfreeze_every=1),
     },
+    "a pull": {"transfer": Transfer(l2_sp=0.5)},
+    "adapters": {"transfer": Transfer(adapters=LoRA(rank=2))},
     "a weight without a gradient": {},
     "early stopping": {"training": {"epochs": 60, "early_stopping": {"patience": 2}}},
 }

@@ -35,6 +35,7 @@ CASES = [
     "clipping",
     "one example a step",
     "gradual unfreezing",
+    "a pull",
     "a weight without a gradient",
 ]
 IN_PARTS = {"resources": {"devices": 2, "sharded": True}}
