@@ -204,6 +204,10 @@ class Backbone(nn.Module):
         """Its parts from input to output: the units of freezing and gradual unfreezing."""
         return list(self.children())
 
+    def kept(self) -> list[nn.Module]:
+        """What of it never learns once its weights were taken over."""
+        return []
+
 
 class Supervised(Learner):
     """Backbone, head and loss: learns to map inputs to targets."""
@@ -319,6 +323,8 @@ class Supervised(Learner):
             block.train(learns)
         if self.adapted is not None:
             self.adapted.hold_the_rest()
+        for part in self.backbone.kept():
+            part.requires_grad_(False).eval()
 
     def take_over(self, base: Learner, *, head: bool) -> None:
         if not isinstance(base, Supervised):
@@ -449,7 +455,11 @@ class TokenBackbone(Backbone):
         """Tokens (B, T) and lengths (B,) to states (B, T, width)."""
 
 
-class SequenceEncoder(Architecture):
+class SoundEncoder(Architecture):
+    """Learns one vector for each short stretch of a sound, be it of its spectrum or of its samples."""
+
+
+class SequenceEncoder(SoundEncoder):
     """Learns one vector per step of a sequence of vectors (of sound, of a series, of a clip), and one per sequence."""
 
     @abstractmethod
@@ -463,43 +473,6 @@ class TokenEncoder(TextEncoder):
     @abstractmethod
     def build(self, vocabulary: int, max_length: int) -> TokenBackbone:
         """Tokens (B, T) and lengths (B,) to vectors (B, width); `states` gives (B, T, width)."""
-
-
-class WritingBackbone(Backbone):
-    """Reads a source, and gives a state for each token of a target to come.
-
-    `embedding` is that of sources, of targets, and of what is answered (Press and Wolf, 2017).
-    """
-
-    embedding: nn.Embedding
-
-    @abstractmethod
-    def read(self, tokens: Tensor, lengths: Tensor) -> State:
-        """What writing looks back at, from a source (B, S) and its lengths (B,)."""
-
-    @abstractmethod
-    def write(self, written: Tensor, memory: State) -> tuple[Tensor, Tensor]:
-        """States (B, T, width) and attention (B, T, S), from each next token's predecessors (B, T)."""
-
-    @abstractmethod
-    def begin(self, memory: State) -> State:
-        """The state of targets of which nothing is written."""
-
-    @abstractmethod
-    def step(self, written: Tensor, memory: State, state: State) -> tuple[Tensor, Tensor, State]:
-        """What `write` gives for one token (B,) more, (B, width) and (B, S), and the next state."""
-
-    def forward(self, tokens: Tensor, lengths: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-        """`read` and `write`."""
-        return self.write(written, self.read(tokens, lengths))
-
-
-class SequenceToSequence(Architecture):
-    """Learns to read one sequence of tokens and write another."""
-
-    @abstractmethod
-    def build(self, vocabulary: int) -> WritingBackbone:
-        """What reads sources and writes targets of tokens in [0, vocabulary)."""
 
 
 class CausalBackbone(TokenBackbone):

@@ -6,11 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import SequenceToSequence, State, WritingBackbone
+from models.base import State
 from models.parts.optimizers import AdamW
 from models.parts.pooling import inside
 from models.parts.recurrent import LastState, Recurrent
 from models.parts.texts import token_embedding, writing_passes
+from models.parts.writing import SequenceToSequence, WritingBackbone
 
 
 class LSTMToLSTM(SequenceToSequence):

@@ -20,17 +20,23 @@ from models.parts.matching import PairBackbone
 from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto
 from models.parts.pooling import MeanPooling
-from models.parts.pretrained import Pretrained
 from models.parts.published import Published, Unusable
-from models.parts.published_networks import configuration, load, of_backbone
-from models.parts.published_texts import Pooled, Reads, read_texts
+from models.parts.published_networks import configuration, drop, joined, layered, load, of_backbone
+from models.parts.published_texts import (
+    SHIFT,
+    Pooled,
+    Reader,
+    Reads,
+    as_published,
+    laid,
+    mark,
+    read_texts,
+)
 from models.parts.schedules import Cosine
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-SHIFT = SENTENCE_END + 1
-"""What the ids of a published tokenizer are raised by, behind those that every vocabulary has."""
 ENCODERS = (
     "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
     "megatron-bert", "modernbert", "mpnet", "rembert", "roberta", "roformer", "xlm-roberta", "xlm-roberta-xl",
@@ -44,7 +50,7 @@ _IMPOSSIBLE = -100.0
 """The score of tokens that are never written."""
 
 
-class PretrainedText(CausalEncoder, Pretrained):
+class PretrainedText(CausalEncoder, Reader):
     """A published network over texts, such as BERT, RoBERTa, DeBERTa or MPNet, GPT-2, Llama, Qwen or Gemma."""
 
     name: Literal["pretrained"] = "pretrained"
@@ -181,7 +187,7 @@ class PublishedStates(PairBackbone, CausalBackbone):
         config = configuration(architecture.config)
         _widen_windows(config, max_length)
         if architecture.dropout is not None:
-            _drop(config, architecture.dropout)
+            drop(config, architecture.dropout)
         assert architecture.reads is not None, "a job's architecture was grounded"
         self.network = _used(AutoModel.from_config(config, dtype=torch.float32))
         self.width: int = getattr(config, "word_embed_proj_dim", config.hidden_size)
@@ -195,8 +201,8 @@ class PublishedStates(PairBackbone, CausalBackbone):
         self._unkept = {"use_cache": False} if "use_cache" in taken else {}
 
     def blocks(self) -> list[nn.Module]:
-        before, layers, after = _parts(self.network)
-        return [*_joined(before), *layers, *_joined([*after, self.mean])]
+        before, layers, after = layered(self.network)
+        return [*joined(before), *layers, *joined([*after, self.mean])]
 
     def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         if self.causal:
@@ -245,9 +251,7 @@ class PublishedStates(PairBackbone, CausalBackbone):
 
     def _theirs(self, tokens: Tensor, *, begins: bool = False) -> Tensor:
         """Tokens (B, T) by the ids of the published tokenizer; `begins`: the first ones may open a text."""
-        known = (tokens >= SHIFT) & (tokens < SHIFT + self.tokens)
-        ids = torch.where(known, tokens - SHIFT, self.reads.unknown)
-        ids = ids.masked_fill(tokens == SENTENCE_END, self.reads.end)
+        ids = as_published(tokens, self.tokens, self.reads.unknown, self.reads.end)
         if begins:
             opens = tokens[:, 0] == SENTENCE_END
             ids[:, 0] = torch.where(opens, self.reads.begin, ids[:, 0])
@@ -256,18 +260,13 @@ class PublishedStates(PairBackbone, CausalBackbone):
     def _marked(self, texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One or two texts (B, T) of lengths (B,) with the marks around them: (B, N), and how many (B,)."""
         first = texts[0][1]
-        parts = [self._mark(self.reads.before, first)]
+        parts = [mark(self.reads.before, first)]
         for number, (tokens, lengths) in enumerate(texts):
             if number:
-                parts.append(self._mark(self.reads.between, first))
+                parts.append(mark(self.reads.between, first))
             parts.append((self._theirs(tokens), lengths))
-        parts.append(self._mark(self.reads.behind, first))
-        return _laid(parts, self.reads.padding, self.reads.most)
-
-    def _mark(self, ids: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The same marks for every text, and how many they are."""
-        marks = torch.tensor(ids, dtype=torch.long, device=like.device)
-        return marks.expand(len(like), -1), torch.full_like(like, len(ids))
+        parts.append(mark(self.reads.behind, first))
+        return laid(parts, self.reads.padding, self.reads.most)
 
     def _fitting(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """How much is read of two texts of lengths (B,): of the longer one less, where both are too long."""
@@ -298,41 +297,6 @@ class PublishedStates(PairBackbone, CausalBackbone):
         return states[torch.arange(len(states), device=states.device), count - 1]
 
 
-def _laid(
-    parts: list[tuple[Tensor, Tensor]], padding: int, most: int | None
-) -> tuple[Tensor, Tensor]:
-    """Sequences (B, T) of lengths (B,) one behind the other: (B, N), N at the `most`, and lengths (B,)."""
-    count = torch.stack([lengths for _, lengths in parts]).sum(0)
-    width = sum(ids.shape[1] for ids, _ in parts)
-    # What is padding in a part is written behind everything.
-    whole = torch.full((len(count), width + 1), padding, device=count.device)
-    start = torch.zeros_like(count)
-    for ids, lengths in parts:
-        places = torch.arange(ids.shape[1], device=ids.device)
-        to = (start[:, None] + places).where(places < lengths[:, None], width)
-        whole.scatter_(1, to, ids)
-        start = start + lengths
-    return whole[:, : min(width, most or width)], count
-
-
-def _parts(
-    network: nn.Module,
-) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
-    """What stands before a network's layers, the layers, and what stands behind them."""
-    children = list(network.children())
-    for place, child in enumerate(children):
-        before, layers, after = (
-            ([], list(child), []) if isinstance(child, nn.ModuleList) else _parts(child)
-        )
-        if layers:
-            return [*children[:place], *before], layers, [*after, *children[place + 1 :]]
-    return children, [], []
-
-
-def _joined(parts: list[nn.Module]) -> list[nn.Module]:
-    return parts if len(parts) == 1 else [nn.ModuleList(parts)]
-
-
 def _widen_windows(config: "PretrainedConfig", max_length: int) -> None:
     """Have layers that look back so far look at all of texts that are no longer.
 
@@ -341,10 +305,3 @@ def _widen_windows(config: "PretrainedConfig", max_length: int) -> None:
     window = getattr(config, "sliding_window", None)
     if window is not None and max_length <= window:
         config.sliding_window = 1 << 30
-
-
-def _drop(config: "PretrainedConfig", share: float) -> None:
-    """Have layers drop that share of what they drop any of."""
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int):
-            setattr(config, name, share)

@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import SequenceToSequence, State, WritingBackbone
+from models.base import State
 from models.parts.optimizers import AdamW
 from models.parts.pooling import inside
 from models.parts.schedules import Cosine
 from models.parts.texts import token_embedding, writing_passes
 from models.parts.transformer import TransformerLayer, sinusoids
+from models.parts.writing import SequenceToSequence, WritingBackbone
 
 
 class TransformerToTransformer(SequenceToSequence):

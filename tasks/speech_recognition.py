@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Architecture, SequenceEncoder
+from models.base import Architecture, SequenceEncoder, SoundEncoder
 from models.gru import GRU
 from models.parts.ctc import Grammar
 from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto, OneOf, Plain
+from models.parts.published import Published
 from models.parts.schedules import Cosine
-from models.parts.speech import FRAMES_PER_SECOND, STRIDE, LogMel, SpeechBackbone
+from models.parts.speech import (
+    FRAMES_PER_SECOND,
+    STRIDE,
+    Listener,
+    LogMel,
+    SpeechBackbone,
+    WaveEncoder,
+)
 from tasks.base import (
     Codec,
     DatasetOptions,
@@ -34,7 +42,7 @@ from tasks.base import (
 from tasks.parts.columns import Columns, Dense, Ragged, ragged
 from tasks.parts.ngrams import LanguageModel, NGrams, automaton, count_ngrams
 from tasks.parts.problems import Invalid, Problem
-from tasks.parts.recognition import SpeechRecognizer
+from tasks.parts.recognition import Ear, Spectra, SpeechRecognizer, Waves
 from tasks.parts.recordings import FORMATS, read_recordings, unused
 from tasks.parts.sound_augmentation import SoundAugmentation
 from tasks.parts.sounds import (
@@ -221,8 +229,9 @@ class SpeechRecognition(Task):
     """Write down what is said in a recording, and when."""
 
     name: Literal["speech-recognition"] = "speech-recognition"
-    architecture: Auto[OneOf[SequenceEncoder]] = Field(
-        AUTO, description="What reads a sound, 25 states for each second of it."
+    architecture: Auto[OneOf[SoundEncoder]] = Field(
+        AUTO,
+        description="What reads a sound, 25 states for each second of it, or as many as a checkpoint has.",
     )
     rate: Auto[Literal[8_000, 16_000]] = Field(
         AUTO,
@@ -232,13 +241,14 @@ class SpeechRecognition(Task):
         40,
         ge=16,
         le=128,
-        description="Bands of frequencies, on the mel scale, that are told apart. A base brings its own.",
+        description="Bands of frequencies, on the mel scale, that are told apart, where it is spectra that are read. "
+        "A base brings its own.",
     )
     channels: int = Field(
         32,
         ge=4,
         le=512,
-        description="Filters of the two convolutions before the encoder. A base brings its own.",
+        description="Filters of the two convolutions between spectra and the encoder. A base brings its own.",
     )
     max_seconds: Auto[Annotated[float, Field(ge=1, le=MAX_SECONDS)]] = Field(
         AUTO, description="Length of the longest recording that is read. A base brings its own."
@@ -329,6 +339,7 @@ class SpeechRecognition(Task):
         return GRU(width=192, layers=2, dropout=0.2)
 
     def resolve(self, facts: Facts) -> Self:
+        task = super().resolve(facts)
         chosen = {
             "rate": 16_000 if facts.schema["rate"] >= 16_000 else 8_000,
             "max_seconds": min(MAX_SECONDS, max(30.0, math.ceil(facts.schema["longest"]))),
@@ -336,16 +347,25 @@ class SpeechRecognition(Task):
                 noise=0.3, speed=0.15, voice=0.15, time_masks=2, frequency_masks=2
             ),
         }
-        update = {name: value for name, value in chosen.items() if getattr(self, name) == AUTO}
-        return super().resolve(facts).model_copy(update=update)
+        if isinstance(task.architecture, WaveEncoder):
+            _check_waves(task, task.architecture)
+            rate = task.architecture.rate or chosen["rate"]
+            chosen |= {"rate": rate, "augmentation": SoundAugmentation()}
+        update = {name: value for name, value in chosen.items() if getattr(task, name) == AUTO}
+        return task.model_copy(update=update)
 
     def defaults(self, facts: Facts) -> dict[str, Any]:
+        if isinstance(self.architecture, WaveEncoder):  # which knows better
+            return {}
         return {
             "epochs": max(15, min(80, 40_000 // facts.examples)),
             "batch_size": 16,
             "optimizer": AdamW(learning_rate=3e-3),
             "schedule": Cosine(warmup=0.1),
         }
+
+    def reading(self, published: Published) -> None:
+        """Nothing of a codec: it says how sounds are sampled, which decides on the `rate`."""
 
     def learn_codec(
         self, train: pl.LazyFrame, schema: Mapping[str, Any], base: Any | None = None
@@ -377,15 +397,17 @@ class SpeechRecognition(Task):
         )
 
     def build(self, codec: SpeechCodec) -> SpeechRecognizer:
+        listener, ear = self._listening(codec)
+        return SpeechRecognizer(listener, ear, codec.alphabet, codec.grammar(), self.augmentation)
+
+    def _listening(self, codec: SpeechCodec) -> tuple[Listener, Ear]:
+        """What listens, and what it is shown of sounds."""
+        if isinstance(self.architecture, WaveEncoder):
+            return self.architecture.over_waves(), Waves()
+        assert isinstance(self.architecture, SequenceEncoder)
         frames = math.ceil(codec.max_seconds * FRAMES_PER_SECOND)
-        return SpeechRecognizer(
-            SpeechBackbone(self.bands, self.channels, frames, self.architecture),
-            LogMel(codec.rate, self.bands),
-            len(codec.alphabet),
-            codec.grammar(),
-            self.augmentation,
-            frames,
-        )
+        backbone = SpeechBackbone(self.bands, self.channels, frames, self.architecture)
+        return backbone, Spectra(LogMel(codec.rate, self.bands), frames)
 
     def same_outputs(self, codec: SpeechCodec, base: Any) -> bool:
         return bool(codec.alphabet == base.alphabet)
@@ -402,6 +424,23 @@ class SpeechRecognition(Task):
     def _truths(self, examples: pl.DataFrame) -> list[str]:
         how = {"lowercase": self.lowercase, "punctuation": self.punctuation}
         return [cleaned(text, **how) for text in examples["text"]]
+
+
+def _check_waves(task: SpeechRecognition, architecture: WaveEncoder) -> None:
+    """Raises Invalid for what a network that reads samples cannot be asked for."""
+    problems = []
+    if architecture.rate is not None and task.rate not in (AUTO, architecture.rate):
+        message = "the checkpoint was shown sounds of another rate"
+        problems.append(Problem(("task", "rate"), message, task.rate, architecture.rate))
+    if task.augmentation != AUTO:
+        allowed = "`noise`; the architecture hides stretches by itself"
+        problems += [
+            Problem(("task", "augmentation", name), "this is done to spectra", found, allowed)
+            for name in ("speed", "voice", "time_masks", "frequency_masks")
+            if (found := getattr(task.augmentation, name))
+        ]
+    if problems:
+        raise Invalid(*problems)
 
 
 def _check_pace(frame: pl.DataFrame) -> None:

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from models.base import Architecture
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published
+from tests.published_sounds import sound_checkpoint
 from tests.published_texts import text_checkpoint
+from tests.published_writers import writer_checkpoint
 
 
 def image_network(folder: Path, widths: Sequence[int] = (32, 64)) -> None:
@@ -38,7 +40,9 @@ def image_network(folder: Path, widths: Sequence[int] = (32, 64)) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "PretrainedImage": image_network,
+    "PretrainedSound": sound_checkpoint,
     "PretrainedText": text_checkpoint,
+    "PretrainedWriter": writer_checkpoint,
 }
 """What writes a tiny checkpoint into a folder, for each class of pretrained architectures."""
 

@@ -220,10 +220,9 @@ def align(logs: Tensor, lengths: Tensor, tokens: Tensor) -> Placed:
         best = torch.where(goes_on, value, best)
         moves.append(torch.where(goes_on, move, entered))
     places = torch.arange(labels.shape[1], device=logs.device)
-    final = torch.where((places - 2 * count[:, None] + 1).abs() <= 1, best, NEVER).masked_fill(
-        places > 2 * count[:, None], NEVER
-    )
-    at = final.argmax(1, keepdim=True)
+    # At the last token, or at the blank behind it.
+    ends = (places - 2 * count[:, None] + 0.5).abs() < 1
+    at = torch.where(ends, best, 2 * NEVER).argmax(1, keepdim=True)
     path = []
     for move in reversed(moves):
         path.append(at)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-LIGHT = ("*.json", "*.txt", "*.model")
+LIGHT = ("*.json", "*.txt", "*.model", "*.spm")
 """Files that say what a network is and how it reads; small beside its weights."""
 WEIGHTS = ("*.safetensors",)
 _UPLOADED = "pre_"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from models.parts.published import Published, Unusable
 
@@ -81,3 +82,28 @@ def load(
     if other:
         raise Unusable(f"{len(other)} of its weights have other shapes: {other[0]}")
     return network
+
+
+def layered(
+    network: nn.Module,
+) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """What stands before a network's layers, the layers, and what stands behind them."""
+    children = list(network.children())
+    for place, child in enumerate(children):
+        before, layers, after = (
+            ([], list(child), []) if isinstance(child, nn.ModuleList) else layered(child)
+        )
+        if layers:
+            return [*children[:place], *before], layers, [*after, *children[place + 1 :]]
+    return children, [], []
+
+
+def joined(parts: list[nn.Module]) -> list[nn.Module]:
+    return parts if len(parts) == 1 else [nn.ModuleList(parts)]
+
+
+def drop(config: "PretrainedConfig", share: float) -> None:
+    """Have layers drop that share of what they drop any of."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int):
+            setattr(config, name, share)

@@ -1,17 +1,26 @@
 """How a published checkpoint reads texts: its tokenizer, and the marks that it was shown around them."""
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
+from models.base import SENTENCE_END
 from models.parts.options import Plain
+from models.parts.pretrained import Pretrained
 from models.parts.published import Published, Unusable
 from models.parts.published_networks import configuration, of_backbone, quiet
+from models.parts.published_pieces import rebuilt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+SHIFT = SENTENCE_END + 1
+"""What the ids of a published tokenizer are raised by, behind those that every vocabulary has."""
 _POOLING = "1_Pooling/config.json"
 """Where checkpoints that were trained to compare texts say how states become a vector."""
 _POOLINGS: dict[str, "Pooled"] = {
@@ -45,15 +54,35 @@ class Reads(Plain):
     )
 
 
-def tokenizer_of(published: Published) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, none that needs code or packages of others. Raises Unusable."""
+class Reader(Pretrained):
+    """An architecture that reads texts by the tokenizer of its checkpoint."""
+
+    @property
+    @abstractmethod
+    def most(self) -> int | None:
+        """Tokens of a text that it can read between its marks, if there is a limit."""
+
+    @abstractmethod
+    def for_reading(self, *, compares: bool) -> Self:
+        """A copy that reads texts as a whole, be it to compare them by their vectors, or else."""
+
+
+def tokenizer_of(
+    published: Published, *, writes: bool = False, told: Mapping[str, str] | None = None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, none that needs code or packages of others; `told` its languages. Raises Unusable.
+
+    `writes`: that of what a network writes, where it has another one for what it reads.
+    """
+    if (made := rebuilt(published, writes=writes)) is not None:
+        return made
     # Loading it takes a second, which those who begin with no published weights need not spend.
     from transformers import AutoTokenizer
 
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(
-                published.folder, local_files_only=True, trust_remote_code=False
+                published.folder, local_files_only=True, trust_remote_code=False, **(told or {})
             )
     except Exception as error:  # what is written in Rust raises nothing narrower
         raise Unusable(f"its tokenizer cannot be read: {error}") from error
@@ -70,14 +99,16 @@ def read_texts(published: Published) -> Reads:
     """How the checkpoint of a folder reads texts. Raises Unusable."""
     config, tokenizer = configuration(of_backbone(published.config)), tokenizer_of(published)
     size = config.vocab_size
-    before, behind = _around(tokenizer)
+    rust = tokenizer.backend_tokenizer
+    plain = rust.encode("a", add_special_tokens=False).ids
+    before, behind = around(plain, rust.encode("a").ids)
     ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, *reversed(behind), 0)
-    end = next(id for id in ends if _is_id(id, size))
-    begin = next(id for id in (*before, tokenizer.bos_token_id, end) if _is_id(id, size))
+    end = next(id for id in ends if is_id(id, size))
+    begin = next(id for id in (*before, tokenizer.bos_token_id, end) if is_id(id, size))
     paddings = (config.pad_token_id, tokenizer.pad_token_id, end)
-    padding = next(id for id in paddings if _is_id(id, size))
+    padding = next(id for id in paddings if is_id(id, size))
     unknowns = (tokenizer.unk_token_id, tokenizer.mask_token_id, end, begin)
-    unknown = next((id for id in unknowns if _is_id(id, size) and id != padding), padding)
+    unknown = next((id for id in unknowns if is_id(id, size) and id != padding), padding)
     return Reads(
         before=before,
         between=_between(tokenizer, before, behind),
@@ -92,12 +123,12 @@ def read_texts(published: Published) -> Reads:
     )
 
 
-def plain_tokenizer(published: Published) -> tuple[str, int | None]:
+def plain_tokenizer(published: Published, *, writes: bool = False) -> tuple[str, int | None]:
     """A published tokenizer as JSON, for which nothing that is written is a mark, and its id of what is unknown.
 
     Raises Unusable.
     """
-    tokenizer = tokenizer_of(published)
+    tokenizer = tokenizer_of(published, writes=writes)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     # Marks have no place in what people write; others are words of it, such as runs of spaces.
     parts["added_tokens"] = [token for token in parts["added_tokens"] if not token["special"]]
@@ -118,11 +149,8 @@ def _unknown(model: dict[str, Any]) -> int | None:
     return None if found is None else int(found)
 
 
-def _around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """The marks before and behind a text."""
-    rust = tokenizer.backend_tokenizer
-    plain = rust.encode("a", add_special_tokens=False).ids
-    marked = rust.encode("a").ids
+def around(plain: list[int], marked: list[int]) -> tuple[list[int], list[int]]:
+    """The marks before and behind a text, from its tokens without marks and with them. Raises Unusable."""
     for start in range(len(marked) - len(plain) + 1):
         if marked[start : start + len(plain)] == plain:
             return marked[:start], marked[start + len(plain) :]
@@ -167,5 +195,34 @@ def _pooling(published: Published) -> Pooled | None:
     return found[0]
 
 
-def _is_id(value: Any, size: int) -> bool:
+def is_id(value: Any, size: int) -> bool:
     return isinstance(value, int) and 0 <= value < size
+
+
+def as_published(tokens: Tensor, size: int, unknown: int, end: int) -> Tensor:
+    """Tokens by the ids of a published tokenizer of that size, from ours; those that it lacks are its `unknown`."""
+    known = (tokens >= SHIFT) & (tokens < SHIFT + size)
+    return torch.where(known, tokens - SHIFT, unknown).masked_fill(tokens == SENTENCE_END, end)
+
+
+def mark(ids: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """The same marks for every text (B, N), and how many they are (B,)."""
+    marks = torch.tensor(ids, dtype=torch.long, device=like.device)
+    return marks.expand(len(like), -1), torch.full_like(like, len(ids))
+
+
+def laid(
+    parts: list[tuple[Tensor, Tensor]], padding: int, most: int | None
+) -> tuple[Tensor, Tensor]:
+    """Sequences (B, T) of lengths (B,) one behind the other: (B, N), N at the `most`, and lengths (B,)."""
+    count = torch.stack([lengths for _, lengths in parts]).sum(0)
+    width = sum(ids.shape[1] for ids, _ in parts)
+    # What is padding in a part is written behind everything.
+    whole = torch.full((len(count), width + 1), padding, device=count.device)
+    start = torch.zeros_like(count)
+    for ids, lengths in parts:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        to = (start[:, None] + places).where(places < lengths[:, None], width)
+        whole.scatter_(1, to, ids)
+        start = start + lengths
+    return whole[:, : min(width, most or width)], count

@@ -1,12 +1,14 @@
-"""Speech: sounds as log-mel spectra, made coarser in time, and read by any encoder of sequences."""
+"""Speech: sounds as log-mel spectra, made coarser in time, and read by any encoder of sequences; or as they are."""
 
 import math
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import SequenceEncoder, TokenBackbone
+from models.base import SequenceEncoder, SoundEncoder, Supervised, TokenBackbone
 from models.parts.pooling import inside
 
 FRAMES_PER_SECOND = 100
@@ -116,8 +118,54 @@ class Subsampling(nn.Module):
         return normed * inside(normed, left)[..., None]
 
 
-class SpeechBackbone(TokenBackbone):
+class Listener(TokenBackbone):
+    """Gives a state for each short stretch of a sound; what it is given in the place of tokens are frames of it."""
+
+    stride: float
+    """Frames from one state to the next."""
+    at_once: ClassVar[int]
+    """Frames of all sounds together for which memory suffices when they are answered."""
+    normed: ClassVar[bool] = False
+    """Whether states are normalised already."""
+
+    @abstractmethod
+    def steps(self, frames: Tensor) -> Tensor:
+        """How many states sounds of so many frames (B,) have."""
+
+
+class Transcriber(Supervised):
+    """Gives scores (B, S, 1 + V) of nothing, and of each character of an alphabet, by a linear layer in the end."""
+
+    backbone: Listener
+
+    def __init__(self, backbone: Listener, alphabet: str, criterion: nn.Module) -> None:
+        scores: nn.Module = nn.Linear(backbone.width, 1 + len(alphabet))
+        if not backbone.normed:
+            # States of fresh recurrent networks are near 0: unscaled they take long to say anything.
+            scores = nn.Sequential(nn.LayerNorm(backbone.width), scores)
+        super().__init__(backbone, scores, criterion)
+        self.alphabet = alphabet
+
+
+class WaveEncoder(SoundEncoder):
+    """Learns from the samples of sounds."""
+
+    @property
+    @abstractmethod
+    def rate(self) -> int | None:
+        """Samples per second, if that is known yet."""
+
+    @abstractmethod
+    def over_waves(self) -> Listener:
+        """Samples (B, T, rate / 100) from -1 to 1, 0 behind a sound's end, and its frames (B,), to states."""
+
+
+class SpeechBackbone(Listener):
     """Subsampled spectra, and what an encoder of sequences makes of them."""
+
+    stride = STRIDE
+    # About eleven minutes: spectra take much more memory than sounds.
+    at_once = 1 << 16
 
     def __init__(
         self, bands: int, channels: int, most_frames: int, architecture: SequenceEncoder
@@ -130,6 +178,9 @@ class SpeechBackbone(TokenBackbone):
 
     def blocks(self) -> list[nn.Module]:
         return [self.subsampling, *self.encoder.blocks()]
+
+    def steps(self, frames: Tensor) -> Tensor:
+        return steps(frames)
 
     def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Spectra (B, T, bands) of so many frames (B,) to states (B, T / 4, width)."""

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from models.parts.options import AUTO, Auto, OneOf
 from models.parts.published import Published
-from models.parts.published_texts import plain_tokenizer
-from models.pretrained_text import SHIFT, PretrainedText
+from models.parts.published_texts import SHIFT, Reader, plain_tokenizer
 from tasks.base import Facts, Task
 from tasks.parts.examples import pieces
 from tasks.parts.problems import Invalid, Problem
@@ -55,7 +54,7 @@ class TextTask(Task):
 
     def resolve(self, facts: Facts) -> Self:
         task = super().resolve(facts)
-        if isinstance(task.architecture, PretrainedText):
+        if isinstance(task.architecture, Reader):
             return task.model_copy(update=task._as_published(task.architecture))
         if isinstance(task.tokenizer, PublishedTokens):
             message = "only an architecture that is pretrained has one"
@@ -67,7 +66,7 @@ class TextTask(Task):
             task = task.model_copy(update={"max_length": length})
         return task
 
-    def _as_published(self, architecture: PretrainedText) -> dict[str, Any]:
+    def _as_published(self, architecture: Reader) -> dict[str, Any]:
         """What the checkpoint decides that the architecture begins with. Raises Invalid for anything else."""
         if self.tokenizer != AUTO and not isinstance(self.tokenizer, PublishedTokens):
             message = "an architecture that is pretrained brings its own; leave it out"
@@ -89,13 +88,15 @@ class TextTask(Task):
         }
 
     def reading(self, published: Published) -> Any:
-        if not isinstance(self.architecture, PretrainedText):
+        if not isinstance(self.architecture, Reader):
             return super().reading(published)
-        tokenizer, unknown = plain_tokenizer(published)
-        return Reading(
-            Vocabulary(
-                tokenizer=tokenizer, max_length=self.max_length, shift=SHIFT, unknown=unknown
-            )
+        return Reading(self.published_vocabulary(published))
+
+    def published_vocabulary(self, published: Published, *, writes: bool = False) -> Vocabulary:
+        """The checkpoint's, be it that of what it `writes`. Raises Unusable."""
+        tokenizer, unknown = plain_tokenizer(published, writes=writes)
+        return Vocabulary(
+            tokenizer=tokenizer, max_length=self.max_length, shift=SHIFT, unknown=unknown
         )
 
     def learn_vocabulary(self, train: pl.LazyFrame, base: Any | None = None) -> Vocabulary:
@@ -111,3 +112,5 @@ class Reading(NamedTuple):
     """How a published checkpoint reads texts: all that there is of a base's codec."""
 
     vocabulary: Vocabulary
+    written_vocabulary: Vocabulary | None = None
+    """That of what it writes, if this is another one."""

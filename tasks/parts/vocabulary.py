@@ -294,11 +294,16 @@ class Vocabulary(Plain):
             for encoding in self._plain.encode_batch_fast(some, add_special_tokens=False):
                 yield self._ours(encoding.ids)
 
+    def whole_text(self, ids: Sequence[int]) -> str:
+        """The text that these tokens are all of; U+FFFD for bytes that are no character."""
+        theirs = [id - self.shift for id in ids if id >= self.shift]
+        return self._plain.decode(theirs, skip_special_tokens=False)
+
     def text(self, ids: Sequence[int]) -> str:
-        """What these tokens stand for; U+FFFD for bytes that are no character."""
+        """What these tokens stand for behind other text; U+FFFD for bytes that are no character."""
         if not self.shift:
-            return self._plain.decode(ids, skip_special_tokens=False)
-        # Behind others, since some tokenizers drop the space that a text begins with.
+            return self.whole_text(ids)
+        # Since some tokenizers drop the space that a text begins with.
         before = self._plain.encode("a", add_special_tokens=False).ids
         whole = [*before, *(id - self.shift for id in ids if id >= self.shift)]
         start, found = (

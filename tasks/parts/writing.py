@@ -12,13 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import PADDING, SENTENCE_END, Learner, SequenceToSequence
+from models.base import PADDING, SENTENCE_END, Learner
 from models.lstm_to_lstm import LSTMToLSTM
 from models.parts.options import AUTO, Auto, OneOf, Plain
-from models.parts.writing import Writer
+from models.parts.published import Published
+from models.parts.writing import SequenceToSequence, Writer
 from tasks.base import Codec, Facts
 from tasks.parts.columns import Columns, Dense, Ragged, ragged
 from tasks.parts.examples import pieces
+from tasks.parts.problems import Invalid, Problem
 from tasks.parts.reading import MAX_TOKENS, MaxLength, TextTask
 from tasks.parts.vocabulary import Vocabulary, unmarked
 
@@ -80,11 +82,17 @@ class WritingCodec(Codec):
     """A vocabulary of sources and targets, and how answers are written where a request leaves it open."""
 
     vocabulary: Vocabulary
+    written_vocabulary: Vocabulary | None = None
+    """That of targets, if this is another one; its tokens have the same ids."""
     longest: int
     """Tokens of a target that are learned, its end included."""
     beams: int
     usual_length: int
     no_repeat_ngram: int
+
+    @property
+    def of_targets(self) -> Vocabulary:
+        return self.written_vocabulary or self.vocabulary
 
     def encode_sources(self, sources: Iterable[str], how: Tensor) -> Columns:
         """Tokens of the sources, and the `Choice` (N, 8) of how to answer each."""
@@ -92,7 +100,7 @@ class WritingCodec(Codec):
 
     def encode_targets(self, targets: Iterable[str]) -> Ragged:
         """Tokens of the targets, each with its end; what is too long is cut and has none."""
-        ended = ([*ids, SENTENCE_END] for ids in self.vocabulary.whole(map(unmarked, targets)))
+        ended = ([*ids, SENTENCE_END] for ids in self.of_targets.whole(map(unmarked, targets)))
         return ragged([ids[: self.longest] for ids in ended])
 
     def choices(self, parameters: Sequence[WritingParameters]) -> Tensor:
@@ -119,7 +127,7 @@ class WritingCodec(Codec):
     def written(self, outputs: Tensor) -> list[tuple[str, float]]:
         """The text that each row (1 + T) of outputs says, and its score."""
         ids = outputs[:, 1:].long().tolist()
-        texts = (self.vocabulary.text([i for i in row if i != PADDING]) for row in ids)
+        texts = (self.of_targets.whole_text([i for i in row if i != PADDING]) for row in ids)
         texts = (normalize("NFC", text) for text in texts)
         return list(zip(texts, outputs[:, 0].tolist(), strict=True))
 
@@ -133,10 +141,10 @@ class WritingTask(TextTask):
     max_target_length: Auto[MaxLength] = Field(
         AUTO, description="Tokens of a target that are learned; the rest is cut."
     )
-    copying: bool = Field(
-        True,
-        description="Let tokens be copied from the source (pointer-generator, See et al., 2017). "
-        "A base brings its own.",
+    copying: Auto[bool] = Field(
+        AUTO,
+        description="Let tokens be copied from the source (pointer-generator, See et al., 2017); `auto`: unless the "
+        "architecture is `pretrained`. A base brings its own.",
     )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Share of each target token spread over the vocabulary."
@@ -161,27 +169,42 @@ class WritingTask(TextTask):
 
     def resolve(self, facts: Facts) -> Self:
         task = super().resolve(facts)
-        if task.max_target_length == AUTO:
-            length = 1 + min(MAX_TOKENS, max(8, task.most_target_tokens(facts)))
-            task = task.model_copy(update={"max_target_length": length})
-        return task
+        most = task.architecture.most_written
+        if most is not None and task.max_target_length != AUTO and task.max_target_length > most:
+            message, found = "the checkpoint writes no texts as long", task.max_target_length
+            allowed = f"at most {most}"
+            raise Invalid(Problem(("task", "max_target_length"), message, found, allowed))
+        length = 1 + min(MAX_TOKENS, max(8, task.most_target_tokens(facts)))
+        chosen = {
+            "max_target_length": length if most is None else min(length, most),
+            "copying": task.architecture.copies,
+        }
+        update = {name: value for name, value in chosen.items() if getattr(task, name) == AUTO}
+        return task.model_copy(update=update)
 
     def choose_architecture(self, facts: Facts) -> SequenceToSequence:
         return LSTMToLSTM()
 
+    def reading(self, published: Published) -> Any:
+        found = super().reading(published)
+        written = self.published_vocabulary(published, writes=True)
+        return found if written == found.vocabulary else found._replace(written_vocabulary=written)
+
     def learn_writing(self, train: pl.LazyFrame, base: Any | None = None) -> dict[str, Any]:
         """The fields of a `WritingCodec`."""
         vocabulary = self.learn_vocabulary(train, base)
+        written = None if base is None else base.written_vocabulary
         lengths: list[int] = []
         repeating: Counter[int] = Counter()
         for piece in pieces(train):
-            for ids in vocabulary.whole(map(unmarked, self.targets(piece))):
+            for ids in (written or vocabulary).whole(map(unmarked, self.targets(piece))):
                 lengths.append(len(ids))
                 repeating.update(size for size in _NGRAMS if _repeats(ids, size))
         most = _REPEATING * len(lengths)
         usual = int(1.25 * np.percentile(lengths, 99)) + 2
         return {
             "vocabulary": vocabulary,
+            "written_vocabulary": written,
             "longest": self.max_target_length,
             "beams": self.num_beams,
             "usual_length": min(usual, MAX_WRITTEN, self.max_target_length),
@@ -193,7 +216,10 @@ class WritingTask(TextTask):
         return Writer(backbone, copying=self.copying, label_smoothing=self.label_smoothing)
 
     def same_outputs(self, codec: Any, base: Any) -> bool:
-        return bool(codec.vocabulary == base.vocabulary)
+        return bool(
+            codec.vocabulary == base.vocabulary
+            and codec.written_vocabulary == base.written_vocabulary
+        )
 
 
 def _repeats(ids: Sequence[int], size: int) -> bool:

@@ -17,13 +17,13 @@ from models.base import (
     Learner,
     NotTransferable,
     SequenceEncoder,
-    SequenceToSequence,
     Supervised,
     TextEncoder,
     TokenBackbone,
     TokenEncoder,
 )
 from models.parts.training import Training, Transfer
+from models.parts.writing import SequenceToSequence
 from tests.models import toys
 from tests.published import smallest
 

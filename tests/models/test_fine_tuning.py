@@ -10,7 +10,6 @@ from models.base import (
     Architecture,
     ImageGenerator,
     NotTransferable,
-    SequenceToSequence,
     Supervised,
 )
 from models.linear import Linear
@@ -20,6 +19,7 @@ from models.parts.optimizers import SGD
 from models.parts.rates import layered
 from models.parts.schedules import Constant
 from models.parts.training import Training, Transfer
+from models.parts.writing import SequenceToSequence
 from tasks import catalog
 from tasks.parts.methods import check_methods
 from tasks.parts.probing import probe

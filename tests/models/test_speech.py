@@ -129,6 +129,13 @@ def test_an_alignment_is_the_best_of_all_paths_of_its_text() -> None:
     assert list(zip(placed.start[0].tolist(), placed.end[0].tolist(), strict=True)) == runs
 
 
+def test_a_token_that_is_hardly_heard_is_placed_nevertheless() -> None:
+    logs = torch.tensor([[[0.1, 0.8, 0.1], [0.98, 0.01, 0.01], [0.98, 0.01, 0.01]]]).log()
+    placed = align(logs, torch.tensor([3]), torch.tensor([[1, 2]]))
+    assert (placed.start[0] < placed.end[0]).all()
+    assert placed.score[0, 1] == pytest.approx(0.01)
+
+
 def test_the_loss_is_the_negative_logarithm_of_all_paths_per_token() -> None:
     logs = draw_logs(1, 5, 3)
     loss = ctc_loss(logs, torch.tensor([5]), torch.tensor([[1, 2]]), torch.tensor([2]))

@@ -5,21 +5,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.base import SENTENCE_END, Architecture, SequenceToSequence, State
+from models.base import SENTENCE_END, Architecture, State
 from models.parts.decoding import decode
-from models.parts.writing import Writer
+from models.parts.writing import SequenceToSequence, Writer
 from tests.models import toys
+from tests.published import smallest
 
-writers = pytest.mark.parametrize("name", ["lstm-seq2seq", "transformer-seq2seq"])
+writers = pytest.mark.parametrize("name", ["lstm-seq2seq", "pretrained", "transformer-seq2seq"])
 
 
 def test_every_writer_is_tested_here() -> None:
-    found = {a.option_name() for a in toys.shipped() if issubclass(a, SequenceToSequence)}
-    assert found == set(writers.args[1])
+    assert {a.option_name() for a in SequenceToSequence.options()} == set(writers.args[1])
 
 
 def architecture(name: str) -> Architecture:
-    return next(a for a in toys.shipped() if a.option_name() == name)()
+    found = smallest(next(a for a in SequenceToSequence.options() if a.option_name() == name))
+    # A network so small that begins with random weights takes long to learn with what is usual.
+    return found.model_copy(update={"dropout": 0.0}) if name == "pretrained" else found
 
 
 def writer(name: str, steps: int = 0) -> Writer:
@@ -37,7 +39,7 @@ def choices(count: int, **changed: float) -> Tensor:
 
 @writers
 def test_it_learns_a_rule_and_answers_with_its_end(name: str) -> None:
-    learner, data = writer(name, 150), toys.examples(architecture(name))
+    learner, data = writer(name, 200), toys.examples(architecture(name))
     written = toys.outputs(learner, data.inputs)[:, 1:]
     targets = F.pad(data.targets[0], (0, 2)).masked_fill(
         F.pad(data.targets[0], (0, 2)) == SENTENCE_END, 0
@@ -79,7 +81,7 @@ def test_what_is_learned_is_the_probability_of_what_is_written(name: str) -> Non
                     states[row, place][None],
                     attention[row, place][None],
                     tokens[row][None],
-                    learner.backbone.embedding.weight,
+                    learner.backbone,
                 )
                 total -= float(logs[0, targets[row, place]])
         expected = total / int(target_lengths.sum())

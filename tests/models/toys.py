@@ -15,7 +15,6 @@ from models.base import (
     ImageTranslator,
     Learner,
     SequenceEncoder,
-    SequenceToSequence,
     StyleNetwork,
     Supervised,
     TableLearner,
@@ -24,8 +23,9 @@ from models.base import (
 )
 from models.parts.optimizers import AdamW
 from models.parts.schedules import Constant
+from models.parts.speech import WaveEncoder
 from models.parts.training import Training, Transfer
-from models.parts.writing import Writer
+from models.parts.writing import SequenceToSequence, Writer
 
 FAMILIES: tuple[type[Architecture], ...] = (
     TableLearner,
@@ -35,6 +35,7 @@ FAMILIES: tuple[type[Architecture], ...] = (
     SequenceToSequence,
     ImageGenerator,
     SequenceEncoder,
+    WaveEncoder,
     StyleNetwork,
 )
 CARDINALITIES = [3, 5]
@@ -43,6 +44,7 @@ IMAGE = (3, 12, 10)
 SIDE = 8
 FEATURES = 4
 STYLE = 6
+HOP = 160
 
 
 def shipped() -> list[type[Architecture]]:
@@ -74,6 +76,9 @@ def build(architecture: Architecture, seed: int = 0, classes: int = 2) -> Learne
         return Writer(architecture.build(VOCABULARY), copying=True, label_smoothing=0.1)
     if isinstance(architecture, ImageGenerator):
         return architecture.build(IMAGE[0], SIDE, classes)
+    if isinstance(architecture, WaveEncoder):
+        listener = architecture.over_waves()
+        return Supervised(listener, nn.Linear(listener.width, classes), criterion)
     if not isinstance(architecture, TextEncoder):
         assert isinstance(architecture, SequenceEncoder)
         vectors = architecture.over_vectors(FEATURES, MAX_LENGTH)
@@ -97,6 +102,7 @@ def examples(architecture: Architecture, count: int = 64, seed: int = 0) -> Batc
         SequenceToSequence: pairs,
         ImageGenerator: made_images,
         SequenceEncoder: vectors,
+        WaveEncoder: sounds,
         StyleNetwork: styled_images,
     }
     return makers[family(architecture)](count, random)
@@ -153,6 +159,21 @@ def vectors(count: int, random: torch.Generator) -> Batch:
     return Batch((steps, lengths), (classes,))
 
 
+def sounds(count: int, random: torch.Generator) -> Batch:
+    """The class is told by the pitch of a tone in noise."""
+    classes = torch.randint(2, (count,), generator=random)
+    lengths = torch.randint(2, 13, (count,), generator=random)
+    pitches = (1_500.0 * classes + 400) * (0.9 + 0.2 * torch.rand(count, generator=random))
+    time = torch.arange(12 * HOP) / (100 * HOP)
+    waves = 0.5 * (2 * torch.pi * pitches[:, None] * time).sin()
+    waves += 0.05 * torch.randn(waves.shape, generator=random)
+    frames = waves.view(count, 12, HOP)
+    frames[torch.arange(12) >= lengths[:, None]] = 0
+    return Batch((frames, lengths), (classes,))
+
+
+_WRITTEN = 8
+"""The first token that is written: those before may be marks of a published tokenizer."""
 GREEDILY = (1, 8, 1, 0, 0, 0, 1, 0)
 """How a target is written, as `Choice` has it."""
 
@@ -160,7 +181,7 @@ GREEDILY = (1, 8, 1, 0, 0, 0, 1, 0)
 def pairs(count: int, random: torch.Generator) -> Batch:
     """The target is the source's tokens, each one further on in the vocabulary, and the end."""
     lengths = torch.randint(1, 6, (count,), generator=random)
-    tokens = torch.randint(5, VOCABULARY - 1, (count, 6), generator=random)
+    tokens = torch.randint(_WRITTEN, VOCABULARY - 1, (count, 6), generator=random)
     there = torch.arange(6) < lengths[:, None]
     targets = torch.where(there, tokens + 1, 0).scatter(1, lengths[:, None], SENTENCE_END)
     how = torch.tensor(GREEDILY, dtype=torch.float64).repeat(count, 1)

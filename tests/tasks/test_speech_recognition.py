@@ -572,7 +572,7 @@ def test_long_batches_are_answered_in_pieces(
     trained = Trained(task_for(data), codec, task_for(data).build(codec))
     columns = codec.encode(data.splits["train"])
     at_once = trained.predictions(columns)
-    monkeypatch.setattr("tasks.parts.recognition._FRAMES", 120)
+    monkeypatch.setattr("models.parts.speech.SpeechBackbone.at_once", 120)
     for one, other in zip(trained.predictions(columns), at_once, strict=True):
         assert one.text == other.text
         assert [word.start for word in one.words] == [word.start for word in other.words]

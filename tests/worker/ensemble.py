@@ -98,7 +98,7 @@ def _course(case: str) -> Course:
         return started
     task, architecture = case.split("/")
     fields = kind(task, architecture).model_fields
-    quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name}
+    quiet: dict[str, Any] = {name: 0.0 for name in fields if "dropout" in name or name == "hidden"}
     if "norm" in fields:
         quiet["norm"] = "layer"
     of_task = catalog.task_named(task).model_fields

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.base import CausalEncoder, ImageBackbone, TextEncoder
+from models.base import CausalEncoder, SoundEncoder, TextEncoder
 from models.parts.training import Transfer
+from models.parts.writing import SequenceToSequence
 from tasks import catalog
 from tests.toys import goal, toy
 from tests.worker.trainings import Course, course, fingerprint
@@ -30,17 +31,28 @@ def content(task: str) -> bytes:
         return toy(task, Path(folder))["file"].path.read_bytes()
 
 
+SLIM: dict[str, dict[str, Any]] = {
+    "instance-segmentation/resnet": {"width": 16, "depths": [1, 1, 1]},
+    "instance-segmentation/convnext": {"width": 24, "depths": [1, 1, 2]},
+    "semantic-segmentation/resnet": {"width": 16, "depths": [1, 1, 1]},
+    "semantic-segmentation/convnext": {"width": 24, "depths": [1, 1, 2]},
+    "semantic-segmentation/vit": {"width": 64, "layers": 2},
+}
+"""Networks smaller than the usual ones, where a toy takes these too long."""
+
+
 def fresh(task: str, architecture: str) -> Course:
     training: dict[str, Any] = {"epochs": goal(task)[1], "batch_size": 32}
     transfer = None
     family = catalog.family_of(catalog.tasks()[task])
-    if architecture == "pretrained" and issubclass(family, ImageBackbone | TextEncoder):
+    if architecture == "pretrained":
         # Toys begin with weights drawn at random, which are worth no caution.
         transfer = Transfer(backbone_learning_rate=1)
-        if issubclass(family, TextEncoder):
+        if issubclass(family, TextEncoder | SequenceToSequence | SoundEncoder):
             training["optimizer"] = {"name": "adamw", "learning_rate": 3e-3}
-            training["batch_size"] = 8 if family is CausalEncoder else 16
-    return course(task, content(task), {"name": architecture}, training, transfer)
+            training["batch_size"] = {CausalEncoder: 8, SoundEncoder: 32}.get(family, 16)
+    asked = {"name": architecture, **SLIM.get(f"{task}/{architecture}", {})}
+    return course(task, content(task), asked, training, transfer)
 
 
 @pytest.mark.parametrize(("task", "architecture"), list(pairs()))
