@@ -221,7 +221,7 @@ def _least_loss(features: Tensor, targets: Targets, learned: Tensor) -> tuple[Te
     share = learned / learned.sum(1, keepdim=True)
     strengths = torch.tensor(STRENGTHS)[:, None]
     search = torch.optim.LBFGS(
-        [weights, bias], max_iter=_STEPS, tolerance_change=1e-3, line_search_fn="strong_wolfe"
+        [weights, bias], max_iter=_STEPS, tolerance_change=1e-5, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

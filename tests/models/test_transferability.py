@@ -130,7 +130,7 @@ def test_a_linear_head_of_classes_is_logistic_regression() -> None:
         theirs = LogisticRegression(C=1 / (strength * count), tol=1e-8, max_iter=1_000)
         theirs.fit(features[~held].numpy(), labels[~held].numpy())
         found.append(torch.from_numpy(theirs.predict_proba(features[held].numpy())))
-    assert min(float((ours - other).abs().max()) for other in found) < 2e-2
+    assert min(float((ours - other).abs().max()) for other in found) < 5e-3
 
 
 def test_a_linear_head_of_values_is_ridge_regression() -> None:
