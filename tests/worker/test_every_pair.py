@@ -50,7 +50,7 @@ def fresh(task: str, architecture: str) -> Course:
         transfer = Transfer(backbone_learning_rate=1)
         if issubclass(family, TextEncoder | SequenceToSequence | SoundEncoder):
             training["optimizer"] = {"name": "adamw", "learning_rate": 3e-3}
-            training["batch_size"] = {CausalEncoder: 8, SoundEncoder: 32}.get(family, 16)
+            training["batch_size"] = {CausalEncoder: 8, SoundEncoder: 8}.get(family, 16)
     asked = {"name": architecture, **SLIM.get(f"{task}/{architecture}", {})}
     return course(task, content(task), asked, training, transfer)
 
