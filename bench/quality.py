@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder, service() as client:
         made = Path(folder)
-        cases = _found(arguments.data, made) if arguments.data else [_digits(made)]
+        cases = found(arguments.data, made) if arguments.data else [_digits(made)]
         print(
             f"{'data':15}{'task':28}{'architecture':24}{'metric':20}"
             f"{'baseline':>9}{'here':>9}{'minutes':>9}"
@@ -153,9 +153,9 @@ def _train(client: Client, case: Case, files: dict[str, Path]) -> Iterator[dict[
         }
 
 
-def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
+def found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
     """The data sets in a folder; what goes into one file is put into one in `made`."""
-    found = []
+    there = []
     for case in CASES:
         for folder in data.rglob(case.folder):
             named = {"train": "train", "valid": "validation", "test": "test"}
@@ -172,8 +172,8 @@ def _found(data: Path, made: Path) -> list[tuple[Case, dict[str, Path]]]:
                 files = _cut(series, case, made) if case.cuts else {"file": series}
             if case.task == "style-transfer":
                 files = _with_photos(folder / "images.zip", data, made)
-            found.append((case, files))
-    return found
+            there.append((case, files))
+    return there
 
 
 def _with_photos(styles: Path, data: Path, made: Path) -> dict[str, Path]:
