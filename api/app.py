@@ -28,6 +28,7 @@ from api.routes import (
     checkpoints,
     datasets,
     explain,
+    exports,
     feeds,
     health,
     huggingface,
@@ -51,7 +52,7 @@ from store.session import Database, connect
 
 # Routes are tried in this order, so that those which are called most come first.
 _JOBS = jobs, feeds, checkpoints, artifacts, sweeps, batches
-_OTHERS = catalog, datasets, advice, *_JOBS, models, pretrained, webhooks, admin
+_OTHERS = catalog, datasets, advice, *_JOBS, models, exports, pretrained, webhooks, admin
 PREDICTING = (
     predict.router,
     explain.router,
@@ -63,7 +64,7 @@ PREDICTING = (
     openai.router,
 )
 ROUTERS = (*PREDICTING, *(routes.router for routes in _OTHERS))
-UPLOADS = re.compile(r"/v1/datasets|/v1/pretrained|/v1/models/[^/]+/batch-predict")
+UPLOADS = re.compile(r"/v1/datasets|/v1/pretrained|/v1/models|/v1/models/[^/]+/batch-predict")
 OF_KEYS = (401, 403, 422, 503)
 
 

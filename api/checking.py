@@ -18,6 +18,7 @@ from threading import BoundedSemaphore, Thread
 from typing import Any, NamedTuple
 
 import polars as pl
+import torch
 from pydantic_core import to_json
 
 from api.errors import Busy, Stopped, StorageFull, is_full, jsonable
@@ -25,8 +26,10 @@ from api.settings import ApiSettings
 from api.stopping import Stopping
 from tasks.base import DatasetOptions, Upload, read_each
 from tasks.catalog import task_named
+from tasks.parts import packages
 from tasks.parts.hub_archives import Unpacked, unpack
 from tasks.parts.inputs import read_inputs
+from tasks.parts.packages import CODEC, WEIGHTS, About, Packed
 from tasks.parts.problems import Invalid, Problem
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,11 @@ class Checker:
     def unpack(self, upload: Upload, folder: Path) -> Unpacked:
         """A zipped checkpoint in the Hub's layout; its files lie in `folder`. Raises like `check`."""
         return Unpacked(**self._run(_unpack, (upload,), folder, "file"))
+
+    def unpack_model(self, upload: Upload, folder: Path) -> Packed:
+        """A model that an export has packed; codec and weights lie in `folder`. Raises like `check`."""
+        found = self._run(_unpack_model, (upload,), folder, "file")
+        return Packed(About.model_validate(found["about"]), folder / CODEC, folder / WEIGHTS)
 
     def _run(
         self, work: _Work, arguments: tuple[Any, ...], folder: Path, loc: str
@@ -197,6 +205,12 @@ def _read(task: str, upload: Upload, folder: Path) -> dict[str, Any]:
 def _unpack(upload: Upload, folder: Path) -> dict[str, Any]:
     found = read_each({"file": upload}, lambda upload: unpack(upload.path, folder))
     return found["file"]._asdict()
+
+
+def _unpack_model(upload: Upload, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    found = read_each({"file": upload}, lambda upload: packages.unpack(upload.path, folder))
+    return {"about": found["file"].about.model_dump(mode="json")}
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData
 
 from api.allowed import Schema, holds
 from tasks.parts.problems import Invalid, Problem
@@ -20,8 +21,9 @@ _LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern", "multi
 def of_request(request: Request, error: RequestValidationError) -> list[Problem]:
     """What is wrong with a request's body, path, query and headers."""
     schema = _body_schema(request)
+    body = dict(error.body) if isinstance(error.body, FormData) else error.body
     return [
-        _in_body(_of_body(fault, fault["loc"][1:], error.body, schema))
+        _in_body(_of_body(fault, fault["loc"][1:], body, schema))
         if fault["loc"][:1] == ("body",)
         else _problem(fault, tuple(fault["loc"]))
         for fault in error.errors()

@@ -196,8 +196,8 @@ class JobOut(BaseModel):
     """A job as it is now."""
 
     id: str = Field(description="Its id.")
-    kind: Literal["train", "evaluate", "predict", "advise"] = Field(
-        description="A training, an evaluation, a batch prediction, or advice on bases."
+    kind: Literal["train", "evaluate", "predict", "advise", "export"] = Field(
+        description="A training, an evaluation, a batch prediction, advice on bases, or an export."
     )
     name: str = Field(description="Its name.")
     status: Status = Field(description="Where it is in its life.")
@@ -217,7 +217,7 @@ class JobOut(BaseModel):
     metrics: dict[str, Any] = Field(description="Of the best checkpoint, by split.")
     result: dict[str, Any] | None = Field(
         description="What an evaluation found; what a batch prediction came to; of a training on a base, what it "
-        "forgot; which bases suit a data set."
+        "forgot; which bases suit a data set; how near an exported network comes."
     )
     model: str | None = Field(description="The model version it made, once succeeded.")
     base: str | None = Field(description="The model it started from.")

@@ -23,7 +23,9 @@ class VersionOut(BaseModel):
 
     version: int = Field(description="Counted from 1.")
     ref: str = Field(description="Its exact reference.", examples=["reviews@1"])
-    job: str | None = Field(description="The job that trained it, while it is there.")
+    job: str | None = Field(
+        description="The job that trained it, while it is there; null for one that was imported."
+    )
     checkpoint: str = Field(description="The checkpoint it is made of.")
     created_at: datetime = Field(description="When it was made.")
 
@@ -116,14 +118,15 @@ def model_out(session: Session, model: Model) -> ModelOut:
         name=model.name,
         task=checkpoint.spec["task"]["name"] if checkpoint else None,
         versions=len(versions),
-        newest=_version(model.name, newest) if newest else None,
+        newest=version_out(model.name, newest) if newest else None,
         aliases=models.aliases(session, model.project_id, model.name),
         metrics=_metrics(session, newest, checkpoint) if newest and checkpoint else {},
         created_at=model.created_at,
     )
 
 
-def _version(name: str, row: ModelVersion) -> VersionOut:
+def version_out(name: str, row: ModelVersion) -> VersionOut:
+    """A version as clients see it."""
     return VersionOut(
         version=row.version,
         ref=f"{name}@{row.version}",
@@ -185,7 +188,7 @@ def _named(session: Session, project_id: str, found: Resolved) -> dict[str, Any]
     return {
         "name": name,
         "version": version.version,
-        "versions": [_version(name, row) for row in rows],
+        "versions": [version_out(name, row) for row in rows],
         "aliases": models.aliases(session, project_id, name),
         "metrics": _metrics(session, version, found.checkpoint),
         "job": version.job_id,

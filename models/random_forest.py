@@ -243,6 +243,10 @@ class Forest(Learner):
                 saved = state_dict[prefix + name]
                 setattr(self, name, torch.empty_like(saved, device=self.values.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        own = torch.arange(len(self.branches), device=self.branches.device)[:, None]
+        if not bool((self.branches >= own).all()):
+            *_, errors = rest
+            errors.append("nodes that lead back: rows that come there would never be answered")
 
 
 def nodes_of(tree: DecisionTreeClassifier | DecisionTreeRegressor, width: int) -> Nodes:

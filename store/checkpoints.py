@@ -63,6 +63,37 @@ def publish(
     return checkpoint
 
 
+def add(
+    session: Session,
+    project_id: str,
+    *,
+    step: int,
+    epoch: int,
+    metrics: Object,
+    weights_blob: str,
+    codec_blob: str,
+    spec: Object,
+) -> Checkpoint:
+    """A checkpoint that no job of this service has made, for a version of a model to be made of."""
+    checkpoint = Checkpoint(
+        id=ids.new("ckpt"),
+        project_id=project_id,
+        step=step,
+        epoch=epoch,
+        metrics=metrics,
+        is_best=False,
+        is_last=False,
+        weights_blob=weights_blob,
+        codec_blob=codec_blob,
+        state={},
+        spec=spec,
+        created_at=now(session),
+    )
+    session.add(checkpoint)
+    session.flush()
+    return checkpoint
+
+
 def best(session: Session, job_id: str) -> Checkpoint | None:
     query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.is_best)
     return session.scalars(query).one_or_none()
@@ -141,6 +172,17 @@ def _step_down(session: Session, job_id: str, *, best: bool) -> None:
     values = {"is_last": False, "is_best": False} if best else {"is_last": False}
     of_job = update(Checkpoint).where(Checkpoint.job_id == job_id)
     session.execute(of_job.values(values))
+
+
+def scores(session: Session, checkpoint_id: str) -> Object:
+    """Its metrics by split: those that its job ended with, of the test split too, where it stands for that job.
+
+    Raises NotFound.
+    """
+    checkpoint = load(session, checkpoint_id)
+    stands_for = checkpoint.job_id if checkpoint.is_best else None
+    job = session.get(Job, stands_for) if stands_for else None
+    return (job.metrics if job is not None else {}) or checkpoint.metrics
 
 
 def dataset_of(session: Session, checkpoint_id: str) -> str | None:

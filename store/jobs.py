@@ -21,7 +21,7 @@ from store.leases import lock
 from store.session import now
 from store.tables import TERMINAL, Checkpoint, Job, JobEvent
 
-Kind = Literal["train", "evaluate", "predict", "advise"]
+Kind = Literal["train", "evaluate", "predict", "advise", "export"]
 End = Literal["succeeded", "failed", "cancelled"]
 Wish = Literal["cancel", "stop", "pause", "preempt"]
 """What a running job is to do: the first three for its user, the last for a job of higher priority."""

@@ -21,7 +21,7 @@ class Resolved(NamedTuple):
 
 
 def publish(
-    session: Session, project_id: str, name: str, job_id: str, checkpoint_id: str
+    session: Session, project_id: str, name: str, job_id: str | None, checkpoint_id: str
 ) -> ModelVersion:
     """The next version of the model `name`, made if it is not there."""
     row = {"project_id": project_id, "name": name, "last_version": 0}

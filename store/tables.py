@@ -170,7 +170,7 @@ class PretrainedFile(Row):
 class Job(Row):
     __tablename__ = "jobs"
     __table_args__ = (
-        _one_of("kind", "train", "evaluate", "predict", "advise"),
+        _one_of("kind", "train", "evaluate", "predict", "advise", "export"),
         _one_of("status", "queued", "running", "paused", *TERMINAL),
         _one_of("desired", "cancel", "stop", "pause"),
         CheckConstraint("(status = 'running') = (lease_owner IS NOT NULL)", name="lease_owner"),

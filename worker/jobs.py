@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from worker import checkpoints, probes
 from worker.advising import advise
 from worker.checkpoints import Checkpoints, Position
 from worker.desk import Desk, Told, settle, sit_down
+from worker.exporting import export
 from worker.failures import explain
 from worker.forgetting import forgotten
 from worker.group import ALONE, Group, lost_peer
@@ -71,8 +72,7 @@ def tell(desk: Desk) -> None:
     Raises Fenced, Unreachable, and what says that the disk is full or another process of the group gone.
     """
     try:
-        do = {"train": train, "evaluate": evaluate, "predict": predict, "advise": advise}
-        do[desk.job.kind](desk)
+        DO[desk.job.kind](desk)
     except (Fenced, *Unreachable):
         raise
     except Told as told:
@@ -361,3 +361,13 @@ def opening(ready: Ready, desk: Desk) -> str:
         f"{begin} {ready.spec.task.architecture.name} on {ready.splits['train'].columns.examples} "
         f"examples, {plan.epochs} epochs of {plan.steps_per_epoch} steps{cut}{compiled}, on {desk.device}{others}"
     )
+
+
+DO: Mapping[str, Callable[[Desk], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "advise": advise,
+    "export": export,
+}
+"""What is done for each kind of job."""

@@ -1,6 +1,7 @@
 """What architectures share that begin with published weights."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
@@ -41,10 +42,16 @@ class Pretrained(Plain):
     def grounded(self, published: Published) -> Self:
         """A copy that says exactly what it begins with. Raises Unusable for what it cannot be."""
         config = {name: v for name, v in published.config.items() if name not in _FOREIGN}
-        kind = config.get("model_type")
+        self.vouch_for(config)
+        return self.model_copy(update={"config": config, "revision": published.revision})
+
+    def vouch_for(self, config: Mapping[str, Any]) -> None:
+        """Raises Unusable for a configuration that is not one of these networks, or tells of others' code."""
+        kind, foreign = config.get("model_type"), [name for name in _FOREIGN if name in config]
+        if foreign:
+            raise Unusable(f"its configuration says {', '.join(foreign)}, which nobody here reads")
         if self.model_types and kind not in self.model_types:
             raise Unusable(f"it is of kind {kind}; allowed are {', '.join(self.model_types)}")
-        return self.model_copy(update={"config": config, "revision": published.revision})
 
     @abstractmethod
     def begin(self, learner: "Learner", published: Published) -> None:

@@ -75,7 +75,7 @@ def _faults(name: str, path: Path) -> Iterator[Problem]:
     """What is wrong with one file of a checkpoint."""
     size = path.stat().st_size
     if is_weights(name):
-        yield from _weight_faults(name, path, size)
+        yield from weight_faults(name, path)
     elif size > (most := _MOST_CONFIG if name == CONFIG else _MOST_LIGHT):
         yield Problem((name,), "too large", size, f"at most {most:,} bytes")
     elif name.endswith(".json"):
@@ -85,8 +85,9 @@ def _faults(name: str, path: Path) -> Iterator[Problem]:
             yield Problem((name,), f"not valid JSON: {error}")
 
 
-def _weight_faults(name: str, path: Path, size: int) -> Iterator[Problem]:
+def weight_faults(name: str, path: Path) -> Iterator[Problem]:
     """What is wrong with a file of weights: its header must tell of all of its bytes, once each."""
+    size = path.stat().st_size
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

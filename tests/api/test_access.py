@@ -73,6 +73,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "create_project": {"json": {"name": "project"}},
     "set_model_alias": {"json": {"version": 1}},
     "evaluate_model": {"json": {"dataset": "{dataset}", "split": "validation"}},
+    "create_export": {"json": {"format": "safetensors"}},
     "batch_predict": {"data": {"dataset": "{dataset}"}},
     "predict": {"json": {"inputs": [{"a": 1, "b": 2}]}},
     "predict_as_hugging_face": {"json": {"table": {"a": [1], "b": [2]}}},

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Barrier
 from typing import Any
 from uuid import uuid4
@@ -17,12 +19,19 @@ from api.settings import ApiSettings
 from store.replies import KEPT_SECONDS
 from store.tables import ApiKey, Dataset, Job, Pretrained, Project, Reply, Sweep
 from tests.api.service import ADMIN_KEY, CHECKPOINT, ROWS, TASK, Service, Worker, errors_of
+from tests.api.serving_world import train
+from tests.packed import packed
 
 Body = dict[str, Any]
 EPOCHS = {"type": "int", "low": 1, "high": 2}
 CREATES: dict[str, tuple[Body | None, Body | None]] = {
     "/v1/datasets": ({"name": "mine"}, {"name": "other"}),
     "/v1/pretrained": ({"name": "mine"}, {"name": "other"}),
+    "/v1/models": ({"name": "mine"}, {"name": "other"}),
+    "/v1/models/{ref}/exports": (
+        {"format": "safetensors"},
+        {"format": "safetensors", "priority": 1},
+    ),
     "/v1/datasets/{dataset_id}/advice": ({}, {"seed": 1}),
     "/v1/jobs": ({"dataset": "DATASET"}, {"dataset": "DATASET", "priority": 1}),
     "/v1/jobs/{job_id}/retry": (None, None),
@@ -82,6 +91,13 @@ def test_every_post_takes_a_key_or_creates_nothing() -> None:
     assert posts.keys() - takes_a_key == CREATE_NOTHING
 
 
+@cache
+def a_model() -> bytes:
+    example = train()
+    with TemporaryDirectory() as folder:
+        return packed(example.spec, example.trained, Path(folder)).read_bytes()
+
+
 @pytest.fixture
 def send(
     client: TestClient, admin: TestClient, dataset: str, job: str, worker: Worker
@@ -96,8 +112,9 @@ def send(
         headers = {"Idempotency-Key": key}
         if path == "/v1/datasets":
             return _upload(who, headers, **body or {})
-        if path == "/v1/pretrained":
-            return who.post(path, headers=headers, data=body, files={"file": CHECKPOINT})
+        if path in ("/v1/pretrained", "/v1/models"):
+            file = CHECKPOINT if path == "/v1/pretrained" else ("model.zip", a_model())
+            return who.post(path, headers=headers, data=body, files={"file": file})
         there = path.format(job_id=failed if "retry" in path else job, ref=job, dataset_id=dataset)
         known = body and {
             name: dataset if value == "DATASET" else value for name, value in body.items()
