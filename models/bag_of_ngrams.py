@@ -63,7 +63,10 @@ class Ngrams(Backbone):
         counts = torch.cat([within[:, -run.shape[1] :] for run in found], 1).float()
         shares = counts / counts.sum(1, keepdim=True).sqrt()
         ids = torch.cat(found, 1) % self.embedding.num_embeddings
-        pooled: Tensor = self.dropout(self.embedding(ids, per_sample_weights=shares))
+        # Flat, so that a graph of it holds for any number of texts, one as well.
+        starts = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
+        sums = self.embedding(ids.flatten(), starts, per_sample_weights=shares.flatten())
+        pooled: Tensor = self.dropout(sums)
         return pooled
 
 

@@ -9,25 +9,15 @@ import os
 import sys
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from tasks import trained
 from tasks.catalog import read_task
+from tasks.parts.graphs import Example, program_of, write_onnx
 
 NETWORK, INT8 = "network.onnx", "int8.onnx"
-
-
-class _Network(nn.Module):
-    def __init__(self, model: trained.Trained) -> None:
-        super().__init__()
-        self.learner = model.learner
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.learner.predict(*inputs).float()
 
 
 def export(folder: Path) -> None:
@@ -36,12 +26,8 @@ def export(folder: Path) -> None:
     model = trained.load(read_task(asked["task"]), asked["codec"], Path(asked["weights"]))
     found = load_file(folder / "inputs.safetensors")
     inputs = tuple(found[str(place)] for place in range(len(found)))
-    free = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in asked["free"])
-    with torch.no_grad():
-        program: Any = torch.onnx.export(
-            _Network(model), inputs, dynamic_shapes=(free,), dynamo=True, verbose=False
-        )
-    program.save(folder / f".{NETWORK}")
+    example = Example(inputs, tuple(map(tuple, asked["free"])))
+    write_onnx(program_of(model.learner, example), folder / f".{NETWORK}")
     (folder / f".{NETWORK}").replace(folder / NETWORK)
     if asked["int8"]:
         from onnxruntime.quantization import quantize_dynamic

@@ -12,13 +12,12 @@ from threading import Lock
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 
 from api.serving.export import INT8, NETWORK
 from api.serving.loading import Source
-from api.serving.runtimes import Forward, Way
-from tasks.parts.columns import Columns, Ragged
+from api.serving.runtimes import Way
+from tasks.parts.columns import Columns
+from tasks.parts.graphs import example_of, forward_of_onnx
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +62,9 @@ class Exporter:
     def _write(self, source: Source, sample: Columns, add: Callable[[Way], None]) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder) as name:
             folder = Path(name)
-            inputs, free = _traced(sample)
-            save_file(inputs, folder / "inputs.safetensors")
+            inputs, free = example_of(sample)
+            named = {str(place): tensor for place, tensor in enumerate(inputs)}
+            save_file(named, folder / "inputs.safetensors")
             asked = {"task": source.task, "codec": source.codec, "weights": str(source.weights)}
             asked |= {"free": free, "int8": self._int8}
             (folder / "model.json").write_text(json.dumps(asked))
@@ -72,7 +72,8 @@ class Exporter:
                 log.info("a network cannot be written as ONNX: %s", fault)
             for file in (NETWORK, INT8):
                 if (folder / file).exists():
-                    add(Way(file, _session(folder / file), _TOLERANCES[file]))
+                    forward = forward_of_onnx(folder / file, torch.get_num_threads())
+                    add(Way(file, forward, _TOLERANCES[file]))
 
     def _run(self, folder: Path) -> str | None:
         """Why nothing was written, if so."""
@@ -93,35 +94,3 @@ class Exporter:
                     status = process.wait()
             said.seek(0)
             return f"exit status {status}: {said.read()[-500:]}" if status else None
-
-
-def _traced(sample: Columns) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """A batch of two to trace a network with, and the axes of each tensor that may have any length."""
-    tensors: list[Tensor] = []
-    free = []
-    for column in sample.inputs:
-        values, *lengths = column.take(torch.tensor([0, 0]))
-        if isinstance(column, Ragged):
-            values = F.pad(values, (0, 1))  # a length of one would be taken for the only one
-        tensors += [values, *lengths]
-        free += [[0, 1] if lengths else [0], *([0] for _ in lengths)]
-    return {str(place): tensor.contiguous() for place, tensor in enumerate(tensors)}, free
-
-
-def _session(file: Path) -> Forward:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        file.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    # Those that the network makes no use of are gone; each name ends in the input's place.
-    places = {entry.name: int(entry.name.rpartition("_")[2]) for entry in session.get_inputs()}
-
-    def forward(*inputs: Tensor) -> Tensor:
-        given = {name: inputs[place].numpy() for name, place in places.items()}
-        return torch.from_numpy(session.run(None, given)[0])
-
-    return forward
