@@ -15,6 +15,8 @@ from models.parts.texts import passes, token_embedding
 class Attention(TokenEncoder):
     """Attention with several hops over a bidirectional LSTM or bare embeddings (Lin et al., 2017)."""
 
+    graph = "fixed"
+
     name: Literal["attention"] = "attention"
     width: int = Field(
         128,

@@ -351,6 +351,8 @@ class Architecture(Option):
 
     has_backbone: ClassVar[bool] = True
     """Whether a later training can take over what this one learned."""
+    graph: ClassVar[Literal["fixed", "ragged"] | None] = "ragged"
+    """Whether a graph of its operations is for sequences of one length, as a loop over their steps is, or of any."""
     spreads: ClassVar[bool] = True
     """Whether it can learn on several devices: its learner follows gradients, and by `Learner.train_step`."""
 

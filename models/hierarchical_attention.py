@@ -16,6 +16,8 @@ from models.parts.texts import passes, token_embedding
 class HierarchicalAttention(TextEncoder):
     """Attention over words, then over sentences, each on a two-way GRU (Yang et al., 2016)."""
 
+    graph = None
+
     name: Literal["hierarchical-attention"] = "hierarchical-attention"
     embedding: int = Field(128, ge=1, le=4096, description="Width of the token embeddings.")
     width: int = Field(

@@ -36,6 +36,7 @@ class RandomForest(TableLearner):
     """Many decision trees, each grown on its own sample of the rows (Breiman, 2001)."""
 
     has_backbone = False
+    graph = None
     spreads = False
 
     name: Literal["random-forest"] = "random-forest"

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import polars as pl
 from pydantic import BaseModel, Field, ValidationError
@@ -189,6 +189,9 @@ class Task(Option):
     """Whether what a network makes of an example before its head answers is one vector, of use by itself."""
     advised: ClassVar[bool] = False
     """Whether bases for it can be compared by what a linear head makes of their features: one target per example."""
+    graph: ClassVar[Literal["fixed", "ragged"] | None] = None
+    """Whether its network answers by one graph of tensor operations, and of inputs of what length: always the same
+    one, or any. None for those that draw numbers, write step by step, or look at what they found."""
     divides: ClassVar[bool] = True
     """Whether its network can be divided among several devices, so that none holds all of it."""
     input_type: ClassVar[type[BaseModel]]

@@ -132,6 +132,8 @@ class ImageClassifier(Supervised):
 class ImageClassification(LabelTask):
     """Give an image one of several labels, or several where the data has them."""
 
+    graph = "fixed"
+
     name: Literal["image-classification"] = "image-classification"
     architecture: Auto[OneOf[ImageBackbone]] = Field(
         AUTO, description="The network that turns images into features."

@@ -174,6 +174,8 @@ class InstanceLearner(SceneLearner):
 class InstanceSegmentation(SceneTask):
     """Find the objects of an image: what each is, and which pixels are its own."""
 
+    graph = "fixed"
+
     name: Literal["instance-segmentation"] = "instance-segmentation"
     loss: InstanceLoss = Field(InstanceLoss(), description="What training minimises.")
 

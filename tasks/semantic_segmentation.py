@@ -125,6 +125,8 @@ class SemanticLearner(SceneLearner):
 class SemanticSegmentation(SceneTask):
     """Give every pixel of an image one of several labels."""
 
+    graph = "fixed"
+
     name: Literal["semantic-segmentation"] = "semantic-segmentation"
     loss: PixelLoss = Field(PixelLoss(), description="What training minimises.")
 

@@ -105,6 +105,8 @@ class SeriesClassificationCodec(LabelCodec):
 class SeriesClassification(Task):
     """Choose one label for each series: of movements, heartbeats, machines, light curves."""
 
+    graph = "ragged"
+
     name: Literal["series-classification"] = "series-classification"
     architecture: Auto[OneOf[SequenceEncoder]] = Field(
         AUTO, description="The network that turns series into features."

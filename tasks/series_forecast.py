@@ -52,6 +52,8 @@ class SeriesForecast(Task):
     Splits are cut by time alone. What is judged are forecasts of the whole horizon, one after the other.
     """
 
+    graph = "fixed"
+
     name: Literal["series-forecast"] = "series-forecast"
     architecture: Auto[OneOf[SequenceEncoder]] = Field(
         AUTO, description="The network that reads the past, beside a linear model of it."

@@ -39,6 +39,8 @@ class TabularClassificationCodec(LabelCodec, TabularCodec):
 class TabularClassification(Task):
     """Choose one label for each row of a table of numbers, categories and dates."""
 
+    graph = "fixed"
+
     name: Literal["tabular-classification"] = "tabular-classification"
     architecture: Auto[OneOf[TableLearner]] = Field(AUTO, description="What learns from the rows.")
     loss: OneOf[ClassificationLoss] = Field(

@@ -51,6 +51,8 @@ class TabularRegressionCodec(TabularCodec):
 class TabularRegression(Task):
     """Predict a number for each row of a table of numbers, categories and dates."""
 
+    graph = "fixed"
+
     name: Literal["tabular-regression"] = "tabular-regression"
     architecture: Auto[OneOf[TableLearner]] = Field(AUTO, description="What learns from the rows.")
     loss: OneOf[RegressionLoss] = Field(

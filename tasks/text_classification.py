@@ -64,6 +64,8 @@ class TextClassificationCodec(LabelSetCodec):
 class TextClassification(LabelTask, TextTask):
     """Choose one label for each text: sentiment, topic, intent, language; or several, where the data has them."""
 
+    graph = "ragged"
+
     name: Literal["text-classification"] = "text-classification"
     architecture: Auto[OneOf[TextEncoder]] = Field(AUTO, description="What learns from the texts.")
 

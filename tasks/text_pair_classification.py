@@ -129,6 +129,8 @@ class TextPairCodec(LabelCodec):
 class TextPairClassification(TextTask):
     """Choose one label for two texts: inference, paraphrase, discourse relation."""
 
+    graph = "ragged"
+
     name: Literal["text-pair-classification"] = "text-pair-classification"
     architecture: Auto[OneOf[TextEncoder]] = Field(AUTO, description="What learns from each text.")
     loss: OneOf[ClassificationLoss] = Field(

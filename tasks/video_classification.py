@@ -159,6 +159,8 @@ class VideoClassifier(Supervised):
 class VideoClassification(Task):
     """Give a clip one of several labels."""
 
+    graph = "fixed"
+
     name: Literal["video-classification"] = "video-classification"
     architecture: Auto[OneOf[ImageBackbone]] = Field(
         AUTO, description="The network that turns frames into features."

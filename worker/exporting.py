@@ -1,15 +1,19 @@
 """The story of an export, told in its trainer: fetch a model, write it in another format, keep the file."""
 
 import json
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from store import artifacts, blobs, checkpoints, jobs
+from store import artifacts, blobs, checkpoints, datasets, jobs
 from store.tables import Checkpoint
 from tasks.catalog import read_spec
-from tasks.parts.exports import FORMATS
+from tasks.parts.columns import Columns
+from tasks.parts.exports import FEW, FORMATS, Leaving
 from tasks.parts.packages import Packed, about_of
+from tasks.parts.problems import Invalid, Problem
+from tasks.trained import Trained
 from worker.desk import Desk
 from worker.outages import persist
 
@@ -27,10 +31,11 @@ def export(desk: Desk) -> None:
         folder = Path(made)
         model = _packed(desk, checkpoint, folder)
         desk.go_on()
-        told = way.write(model, folder, folder / "export")
+        path = folder / "export"
+        told = way.write(Leaving(model, partial(_examples, desk, checkpoint), folder, path))
         desk.go_on()
         result = {"format": asked["format"], "file": name, **told}
-        persist(lambda: _end(desk, folder / "export", name, way.media_type, result))
+        persist(lambda: _end(desk, path, name, result))
 
 
 def _packed(desk: Desk, checkpoint: Checkpoint, folder: Path) -> Packed:
@@ -49,10 +54,25 @@ def _packed(desk: Desk, checkpoint: Checkpoint, folder: Path) -> Packed:
     return Packed(about, codec, desk.materials.blob(checkpoint.weights_blob))
 
 
-def _end(desk: Desk, path: Path, name: str, media_type: str, result: dict[str, Any]) -> None:
+def _examples(desk: Desk, checkpoint: Checkpoint, model: Trained) -> Columns:
+    """A few examples of what it learned from, while that is there, or else of inputs that say nothing."""
+    with desk.database.transaction(read_only=True) as session:
+        dataset = checkpoints.dataset_of(session, checkpoint.id)
+        files = datasets.files(session, dataset) if dataset else {}
+    for split in ("test", "validation", "train"):
+        if split in files:
+            few = desk.materials.examples(files[split]).head(FEW).collect()
+            return model.codec.encode(few, targets=False)
+    blank = model.codec.blank()
+    if blank is None:
+        raise Invalid(Problem(("model",), "the data set that it learned from was deleted"))
+    return model.codec.encode_inputs(model.codec.read_inputs([blank] * FEW))
+
+
+def _end(desk: Desk, path: Path, name: str, result: dict[str, Any]) -> None:
     """Store the file, then have it appear as the job ends. Raises Fenced and Unreachable."""
     job, stored = desk.job, blobs.put(desk.database, path)
     with desk.database.transaction() as session:
-        given = {"name": name, "media_type": media_type, "blob_id": stored}
+        given = {"name": name, "media_type": "application/zip", "blob_id": stored}
         artifacts.add(session, job.id, job.lease_epoch, **given)
         jobs.finish(session, job.id, job.lease_epoch, "succeeded", result=result)

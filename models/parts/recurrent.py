@@ -132,6 +132,8 @@ class RecurrentBackbone(CausalBackbone):
 class RecurrentEncoder(CausalEncoder, SequenceEncoder):
     """The hyperparameters of a recurrent network over texts and other sequences."""
 
+    graph = "fixed"
+
     embedding: int = Field(
         128, ge=1, le=4096, description="Width of the embeddings of single steps."
     )

@@ -1,7 +1,9 @@
 """A network as one graph of tensor operations, that others can run: a program of torch's, or ONNX."""
 
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,15 @@ class _Network(nn.Module):
         return self.learner.predict(*inputs).float()
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, nobody is warned of what torch's exporters do among themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@quiet()
 @torch.no_grad()
 def program_of(learner: Learner, example: Example) -> Program:
     """What a learner computes of its inputs. Raises what torch says of a network that is not one such graph."""
@@ -61,6 +72,7 @@ def program_of(learner: Learner, example: Example) -> Program:
         return torch.export.export(network, example.inputs, dynamic_shapes=free, strict=True)
 
 
+@quiet()
 def write_onnx(program: Program, path: Path) -> None:
     """Write a program as ONNX. Raises what torch says of operations that ONNX does not have."""
     try:

@@ -164,6 +164,26 @@ def _check_memory(error: Exception) -> None:
 
 def card(about: About) -> str:
     """What the file says to people who open it."""
+    return f"""{head(about)}
+- `{WEIGHTS}`: the weights, named as in the network's `state_dict`.
+- `{CODEC}`: what was learned from the data besides weights: labels, vocabulary, statistics of columns.
+- `{ABOUT}`: task, architecture and training, with every field.
+
+Modelyard takes the file in again: `POST /v1/models`. The weights alone, elsewhere:
+
+```python
+from safetensors.torch import load_file      # PyTorch
+from safetensors.numpy import load_file      # NumPy, and with it Keras: layer.set_weights([...])
+from safetensors.tensorflow import load_file # TensorFlow
+from safetensors.flax import load_file       # JAX
+
+weights = load_file("{WEIGHTS}")
+```
+"""
+
+
+def head(about: About) -> str:
+    """What a model is and how good, for people."""
     task = about.spec.task
     scores = "\n".join(
         f"| {split} | {name} | {value:.4g} |"
@@ -179,21 +199,6 @@ Its network: `{task.architecture.name}`, {type(task.architecture).summary()}
 | split | metric | value |
 |---|---|---|
 {scores}
-
-- `{WEIGHTS}`: the weights, named as in the network's `state_dict`.
-- `{CODEC}`: what was learned from the data besides weights: labels, vocabulary, statistics of columns.
-- `{ABOUT}`: task, architecture and training, with every field.
-
-Modelyard takes the file in again: `POST /v1/models`. The weights alone, elsewhere:
-
-```python
-from safetensors.torch import load_file      # PyTorch
-from safetensors.numpy import load_file      # NumPy, and with it Keras: layer.set_weights([...])
-from safetensors.tensorflow import load_file # TensorFlow
-from safetensors.flax import load_file       # JAX
-
-weights = load_file("{WEIGHTS}")
-```
 """
 
 

@@ -1,14 +1,17 @@
 """Exports as jobs: the file is an artifact, whole or not there, whatever ends a run of it."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from zipfile import ZipFile
 
 import pytest
+from safetensors.torch import load
 
 import worker.exporting
-from store import artifacts, blobs, jobs
-from store.tables import Job
+from store import artifacts, blobs, checkpoints, datasets, jobs
+from store.tables import Checkpoint, Job
 from tasks.parts.packages import unpack
 from tests.worker.shop import Crash, Orders, Shop, crash, rows
 from worker.trainer import Exit
@@ -24,14 +27,17 @@ def trained(shop: Shop, architecture: str = "mlp") -> Job:
 
 
 def export(shop: Shop, model: Job, format: str = "safetensors") -> Job:
-    best = shop.best(model)
+    return export_of(shop, shop.best(model), format)
+
+
+def export_of(shop: Shop, best: Checkpoint, format: str) -> Job:
     found: Job = shop.act(
         jobs.create,
         shop.project,
         kind="export",
         name="out",
         dataset_id=None,
-        task=model.task,
+        task=best.spec["task"]["name"],
         spec=best.spec,
         request={"model": "toys@1", "format": format},
         queue="cpu",
@@ -100,3 +106,53 @@ def test_an_export_that_was_killed_at_its_end_has_one_file(small_shop: Shop) -> 
     small_shop.lose(job)
     assert small_shop.train(job) is Exit.DONE
     assert len(small_shop.act(artifacts.page, job.id).rows) == 1
+
+
+def test_a_graph_is_tried_on_what_the_model_learned_from(small_shop: Shop) -> None:
+    job = export(small_shop, trained(small_shop), "onnx")
+    assert small_shop.train(job) is Exit.DONE
+    found = small_shop.job(job)
+    assert found.status == "succeeded", found.error
+    assert found.result is not None
+    assert (found.result["format"], found.result["file"]) == ("onnx", "toys-1-onnx.zip")
+    assert 0 <= found.result["difference"] < 1e-5
+    with ZipFile(BytesIO(file_of(small_shop, job))) as archive:
+        examples = load(archive.read("examples.safetensors"))
+    assert len(examples["output"]) == 4
+    assert len(examples["inputs_0"].unique(dim=0)) == 4
+
+
+def test_a_graph_is_made_without_the_data_that_the_model_learned_from(small_shop: Shop) -> None:
+    model = trained(small_shop)
+    small_shop.act(datasets.delete, small_shop.project, model.dataset_id)
+    job = export(small_shop, model, "pt2")
+    assert small_shop.train(job) is Exit.DONE
+    found = small_shop.job(job)
+    assert found.status == "succeeded", found.error
+    assert found.result is not None
+    assert found.result["difference"] == 0
+
+
+def test_an_imported_model_leaves_again(small_shop: Shop, tmp_path: Path) -> None:
+    first = export(small_shop, trained(small_shop))
+    small_shop.train(first)
+    path = tmp_path / "model.zip"
+    path.write_bytes(file_of(small_shop, first))
+    about, codec, weights = unpack(path, tmp_path)
+    stored = [blobs.put(small_shop.database, each) for each in (weights, codec)]
+    guest = small_shop.act(
+        checkpoints.add,
+        small_shop.project,
+        step=about.step,
+        epoch=about.epoch,
+        metrics=about.metrics,
+        weights_blob=stored[0],
+        codec_blob=stored[1],
+        spec=about.spec.model_dump(mode="json"),
+    )
+    again = export_of(small_shop, guest, "safetensors")
+    assert small_shop.train(again) is Exit.DONE
+    second = tmp_path / "again.zip"
+    second.write_bytes(file_of(small_shop, again))
+    (folder := tmp_path / "again").mkdir()
+    assert unpack(second, folder).about == about
