@@ -1,11 +1,11 @@
 """Families: the service's loop and its answers beside a bare loop over the same network, for every kind of data.
 
 `--data DIR` holds the data sets of `bench quality`. Each is checked and encoded as a job would have it, and a
-network is built as the service chooses. The limit is that network in a loop written by hand over batches that are
-ready in memory: loss, backward pass, step of the same fused optimizer; the service's own loop cuts its batches out
-of mapped columns. Answers are those of a batch prediction, beside forward passes over ready batches whose outputs
-are decoded. Both in turns, in a process for each data set; a share is the limit's time over the service's in the
-same round, the median over the rounds.
+network is built as the service chooses. The limit is that network in a loop written by hand, as in `bench training`:
+batches cut out of tensors in memory, loss, backward pass, step of the same fused optimizer. The service's own loop
+cuts its batches out of mapped columns. Answers are those of a batch prediction, beside forward passes over the same
+batches whose outputs are decoded. Both in turns, in a process for each data set; a share is the limit's time over the
+service's in the same round, the median over the rounds.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from models.base import Batch, Learner
 from models.parts.training import Training
 from tasks.base import Facts, Upload
 from tasks.catalog import Spec, read_task, resolve, task_named
+from tasks.parts.columns import Columns
 from tasks.trained import Trained
 from worker.encoded import load_columns, save_columns
 from worker.loop import Split, epoch_batches, fit, plan_of
@@ -140,20 +141,20 @@ def _training(course: _Course, rounds: int) -> tuple[float, float]:
     learner.train_step = _noting(learner.train_step, ended)  # type: ignore[method-assign]
     epochs = fit(trained, course.train, course.few, spec.training, interval=1e9)
     took: list[tuple[float, float]] = []
-    batches: list[Batch] = []
+    held, steps = _in_memory(columns), 0
     for epoch in range(rounds + 1):
         index = epoch_batches(bare, columns, spec.training, epoch)
-        batches = [columns.batch(each) for each in index]
+        steps = len(index)
         began = time.perf_counter()
         next(epochs)
         service = ended[0] - began
         bare.enter_epoch(epoch)
         began = time.perf_counter()
-        _bare_epoch(bare, spec.training, batches)
+        _bare_epoch(bare, spec.training, map(held.batch, index))
         took.append((time.perf_counter() - began, service))
     told = took[1:]
     limit = statistics.median(limit for limit, _ in told)
-    return len(batches) / limit, statistics.median(limit / service for limit, service in told)
+    return steps / limit, statistics.median(limit / service for limit, service in told)
 
 
 def _noting(train_step: Callable[..., Any], ended: list[float]) -> Callable[..., Any]:
@@ -167,7 +168,7 @@ def _noting(train_step: Callable[..., Any], ended: list[float]) -> Callable[...,
     return step
 
 
-def _bare_epoch(learner: Learner, training: Training, batches: list[Batch]) -> None:
+def _bare_epoch(learner: Learner, training: Training, batches: Iterable[Batch]) -> None:
     """A loop by hand; networks that do not follow one gradient take their own steps."""
     if type(learner).train_step is not Learner.train_step:
         for step, batch in enumerate(batches):
@@ -182,16 +183,22 @@ def _bare_epoch(learner: Learner, training: Training, batches: list[Batch]) -> N
         optimizer.zero_grad(set_to_none=True)
 
 
+def _in_memory(columns: Columns) -> Columns:
+    """The same columns, not mapped."""
+    return columns.select(torch.arange(columns.examples))
+
+
 def _answers(course: _Course, rounds: int) -> float:
     """The share of bare forward passes that answers of the service come to."""
     trained, columns = course.trained, course.asked.columns
     trained.learner.eval()
-    # Batches as the service makes them, so that as little is padded.
-    batches = [columns.batch(index) for index, _ in trained.outputs(columns)]
+    held = _in_memory(columns)
+    # As the service puts them together, so that as little is padded.
+    together = [index for index, _ in trained.outputs(columns)]
 
     def bare() -> None:
         with torch.inference_mode():
-            for batch in batches:
+            for batch in map(held.batch, together):
                 trained.codec.decode(trained.learner.predict(*batch.inputs).float())
 
     shares = []

@@ -1,10 +1,12 @@
 """Tiny checkpoints in the layout of the Hub, made here, and architectures that begin with one."""
 
+import atexit
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -47,10 +49,19 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 """What writes a tiny checkpoint into a folder, for each class of pretrained architectures."""
 
 
+_FOLDERS = ExitStack()
+atexit.register(_FOLDERS.close)
+
+
+def passing_folder() -> Path:
+    """A folder until the process ends."""
+    return Path(_FOLDERS.enter_context(TemporaryDirectory(prefix="modelyard-published-")))
+
+
 @cache
 def tiny(architecture: type[Pretrained]) -> Published:
     """A checkpoint that this architecture can begin with."""
-    folder = Path(mkdtemp(prefix="modelyard-published-"))
+    folder = passing_folder()
     MAKERS[architecture.__name__](folder)
     return Published(folder, "0" * 40)
 

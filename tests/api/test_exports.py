@@ -45,8 +45,14 @@ def test_an_export_is_a_job_that_says_what_it_makes(world: World, api: TestClien
     assert (job["kind"], job["status"], job["priority"]) == ("export", "queued", 3)
     assert job["request"] == {"model": "rows@1", "format": "safetensors"}
     assert (job["base"], job["base_checkpoint"]) == ("rows@1", checkpoint.id)
-    again = api.post(f"/v1/jobs/{job['id']}/clone", json={})
-    assert again.status_code in (202, 409, 422), again.text
+    errors_of(api.post(f"/v1/jobs/{job['id']}/clone", json={}), 409)
+    api.post(f"/v1/jobs/{job['id']}/cancel")
+    again = api.post(f"/v1/jobs/{job['id']}/retry").json()
+    assert (again["kind"], again["request"], again["parent"]) == (
+        "export",
+        job["request"],
+        job["id"],
+    )
 
 
 def test_a_format_that_is_not_there_is_refused_with_those_that_are(

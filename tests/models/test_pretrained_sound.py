@@ -3,7 +3,6 @@
 import json
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from models.parts.speech import Transcriber, steps
 from models.parts.training import Transfer
 from models.pretrained_sound import PretrainedSound, PublishedSound, Sampled
 from tests.models import toys
+from tests.published import passing_folder
 from tests.published_sounds import CHARACTERS, KINDS, sound_checkpoint
 
 FRAMES = torch.tensor([40, 9, 23])
@@ -25,7 +25,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @cache
 def published(kind: str) -> Published:
-    folder = Path(mkdtemp(prefix="modelyard-published-"))
+    folder = passing_folder()
     sound_checkpoint(folder, kind)
     return Published(folder)
 

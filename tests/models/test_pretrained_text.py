@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from models.parts.published import Published, Unusable
 from models.parts.published_texts import plain_tokenizer
 from models.pretrained_text import DECODERS, SHIFT, PretrainedText, PublishedStates
 from tasks.parts.vocabulary import Vocabulary
+from tests.published import passing_folder
 from tests.published_texts import KINDS, text_checkpoint
 
 TEXTS = [
@@ -33,7 +33,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @cache
 def published(kind: str) -> Published:
-    folder = Path(mkdtemp(prefix="modelyard-published-"))
+    folder = passing_folder()
     text_checkpoint(folder, kind)
     return Published(folder)
 

@@ -3,7 +3,6 @@
 import json
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from models.parts.writing import Writer
 from models.pretrained_writer import PretrainedWriter, PublishedWriter
 from tasks.parts.vocabulary import Vocabulary
 from tests.models import toys
+from tests.published import passing_folder
 from tests.published_writers import KINDS, writer_checkpoint
 
 SOURCES = ["What a wonderful film, 7 times!", "Ann", "The cat never sleeps."]
@@ -31,7 +31,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @cache
 def published(kind: str) -> Published:
-    folder = Path(mkdtemp(prefix="modelyard-published-"))
+    folder = passing_folder()
     writer_checkpoint(folder, kind)
     return Published(folder)
 
