@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zipfile import ZipFile
 
 import pytest
 from fastapi.testclient import TestClient
 
+from store import jobs
 from store.session import Database
 from tasks.parts.packages import WEIGHTS, pack
 from tests.api.service import errors_of
@@ -46,7 +48,11 @@ def test_an_export_is_a_job_that_says_what_it_makes(world: World, api: TestClien
     assert job["request"] == {"model": "rows@1", "format": "safetensors"}
     assert (job["base"], job["base_checkpoint"]) == ("rows@1", checkpoint.id)
     errors_of(api.post(f"/v1/jobs/{job['id']}/clone", json={}), 409)
-    api.post(f"/v1/jobs/{job['id']}/cancel")
+    with world.database.transaction() as session:
+        taken = jobs.claim(session, uuid4().hex, ["cpu"], 30, "worker")
+        assert taken is not None
+        error = {"code": "internal", "message": "It failed."}
+        jobs.finish(session, taken.id, taken.lease_epoch, "failed", error=error)
     again = api.post(f"/v1/jobs/{job['id']}/retry").json()
     assert (again["kind"], again["request"], again["parent"]) == (
         "export",
