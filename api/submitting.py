@@ -218,7 +218,7 @@ def _again(
     request: Object | None = None,
 ) -> Job:
     inputs = artifacts.inputs(session, job.id)
-    if job.dataset_id is None and inputs is None:
+    if job.dataset_id is None and inputs is None and job.kind != "export":
         raise Conflict(f"The data set of job {job.id} was deleted.")
     return jobs.create(
         session,

@@ -21,7 +21,14 @@ from models.parts.optimizers import AdamW
 from models.parts.options import AUTO, Auto
 from models.parts.pooling import MeanPooling
 from models.parts.published import Published, Unusable
-from models.parts.published_networks import configuration, drop, joined, layered, load, of_backbone
+from models.parts.published_networks import (
+    by_layers,
+    configuration,
+    drop,
+    joined,
+    load,
+    of_backbone,
+)
 from models.parts.published_texts import (
     SHIFT,
     Pooled,
@@ -201,7 +208,7 @@ class PublishedStates(PairBackbone, CausalBackbone):
         self._unkept = {"use_cache": False} if "use_cache" in taken else {}
 
     def blocks(self) -> list[nn.Module]:
-        before, layers, after = layered(self.network)
+        before, layers, after = by_layers(self.network)
         return [*joined(before), *layers, *joined([*after, self.mean])]
 
     def states(self, tokens: Tensor, lengths: Tensor) -> Tensor:

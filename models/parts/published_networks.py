@@ -84,14 +84,14 @@ def load(
     return network
 
 
-def layered(
+def by_layers(
     network: nn.Module,
 ) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """What stands before a network's layers, the layers, and what stands behind them."""
     children = list(network.children())
     for place, child in enumerate(children):
         before, layers, after = (
-            ([], list(child), []) if isinstance(child, nn.ModuleList) else layered(child)
+            ([], list(child), []) if isinstance(child, nn.ModuleList) else by_layers(child)
         )
         if layers:
             return [*children[:place], *before], layers, [*after, *children[place + 1 :]]
