@@ -27,7 +27,7 @@ _DESCRIBED = {
     "required": False,
     "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": _MOST_SECONDS},
     "description": "Seconds after which nobody waits for the answer any more: it is 504 then, and "
-    "what was not begun is not computed.",
+    "what was not begun is not computed. A stream that has begun ends then.",
 }
 
 
@@ -52,6 +52,7 @@ class LeanRoute(APIRoute):
         async def answer(request: Request) -> Response:
             principal, spent = demand(request, "predict"), timing.begin()
             async with Patience(request, _seconds(request.scope)) as patience:
+                request.state.until = patience.until
                 try:
                     await request.body()
                 except ClientDisconnect:

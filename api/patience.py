@@ -26,6 +26,11 @@ class Patience:
         self._watching: asyncio.Task[None] | None = None
         self._is_gone = False
 
+    @property
+    def until(self) -> float | None:
+        """When the caller's time is over, by the event loop's clock; None: never."""
+        return self._limit.when()
+
     async def __aenter__(self) -> "Patience":
         await self._limit.__aenter__()
         return self

@@ -21,14 +21,15 @@ def asked_for(request: Request) -> bool:
 
 
 async def begin(
+    request: Request,
     serving: Serving,
     model: Ready,
     inputs: Sequence[Any],
     asked_by: tuple[str, ...] = ("header", "Accept"),
 ) -> AsyncIterator[Piece]:
-    """What a model of texts goes on with after the only input; `asked_by` is where a request says so.
+    """What a model of texts goes on with after the only input, until the caller's time is over.
 
-    Raises Invalid and Busy.
+    `asked_by` is where a request says that it wants pieces. Raises Invalid and Busy.
     """
     if not issubclass(model.task.prediction_type, Generated):
         found, allowed = model.task.name, "a model for text-generation"
@@ -36,7 +37,7 @@ async def begin(
     if len(inputs) != 1:
         message = "one text at a time is sent in pieces"
         raise Invalid(Problem(("inputs",), message, len(inputs), 1))
-    return await serving.write(model, inputs[0])
+    return await serving.write(model, inputs[0], request.state.until)
 
 
 def answer(events: AsyncIterator[bytes]) -> StreamingResponse:

@@ -86,6 +86,7 @@ class GenerationInput(GenerationParameters):
 
 
 Finish = Literal["length", "end", "stop"]
+"""Why a text ends."""
 
 
 class Generated(Plain):
@@ -109,8 +110,8 @@ class Piece(NamedTuple):
     text: str
     prompt_tokens: int
     tokens: int
-    finish_reason: Finish | None = None
-    """Why the text ends, in the last piece."""
+    finish_reason: Finish | Literal["time"] | None = None
+    """Why the text ends, in the last piece; `time`: because nobody waits for more."""
 
 
 class TextGenerationCodec(Codec):

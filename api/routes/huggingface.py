@@ -191,7 +191,7 @@ def _heard(prediction: SpeechPrediction, parameters: Parameterless) -> dict[str,
     return {"text": prediction.text, "chunks": chunks}
 
 
-FINISH = {"length": "length", "end": "eos_token", "stop": "stop_sequence"}
+FINISH = {"length": "length", "time": "length", "end": "eos_token", "stop": "stop_sequence"}
 """Why a text ends, in the words of Hugging Face."""
 
 
@@ -323,7 +323,7 @@ async def predict_as_hugging_face(ref: Ref, principal: Predict, request: Request
     sent = _sent(request, body, model.task)
     if sent.stream:
         _, inputs, _ = _asked(sent, model.task)
-        pieces = await streams.begin(serving, model, inputs, ("stream",))
+        pieces = await streams.begin(request, serving, model, inputs, ("stream",))
         return streams.answer(_events(pieces))
     large = is_large(body, model.task)
     answer = _of_inputs if sent.table is None else _of_table

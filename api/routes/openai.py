@@ -36,7 +36,7 @@ from store.errors import NotFound
 from tasks.parts.problems import Invalid
 from tasks.text_generation import Generated, Piece
 
-FINISH = {"length": "length", "end": "stop", "stop": "stop"}
+FINISH = {"length": "length", "time": "length", "end": "stop", "stop": "stop"}
 MOST_LISTED = 1_000
 
 
@@ -79,7 +79,7 @@ async def complete_as_openai(principal: Predict, request: Request) -> Response:
     try:
         if asked.stream:
             told = asked.stream_options or StreamOptions()
-            pieces = await streams.begin(serving, model, inputs)
+            pieces = await streams.begin(request, serving, model, inputs)
             return streams.answer(_events(answer, pieces, usage=told.include_usage))
         found = await serving.predict(model, inputs, large=is_large(body, model.task))
     except Invalid as error:

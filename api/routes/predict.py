@@ -89,7 +89,7 @@ async def predict(
     top_k, own = _top_k(task, asked), parameters.of_task(task, asked)
     inputs = parameters.spread(task, sent.inputs, own)
     if streams.asked_for(request):
-        pieces = await streams.begin(serving, model, inputs)
+        pieces = await streams.begin(request, serving, model, inputs)
         return streams.answer(_events(model.ref, pieces))
     file = file_answers.asked_for(request, task)
     if file is not None:

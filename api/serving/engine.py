@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -159,8 +160,8 @@ class Serving:
         timing.spend("model", request.ended - request.begun)
         return predictions
 
-    async def write(self, model: Ready, value: Any) -> AsyncIterator[Piece]:
-        """What a model of texts goes on with after an input, as it is written.
+    async def write(self, model: Ready, value: Any, until: float | None) -> AsyncIterator[Piece]:
+        """What a model of texts goes on with after an input, as it is written, `until` then by the loop's clock.
 
         Each token is a turn in the threads of all predictions, so that none waits longer than that. Whoever
         stops asking for pieces ends the work. Raises Invalid and Busy before there are any.
@@ -168,9 +169,11 @@ class Serving:
         (given,) = await self._read(model.served.trained, [value], large=True)
         if self._streams >= MOST_STREAMS:
             raise Busy("Too many texts are being written already.")
-        return self._pieces(model, given)
+        return self._pieces(model, given, math.inf if until is None else until)
 
-    async def _pieces(self, model: Ready, given: GenerationInput) -> AsyncIterator[Piece]:
+    async def _pieces(
+        self, model: Ready, given: GenerationInput, until: float
+    ) -> AsyncIterator[Piece]:
         begun, measured = perf_counter(), measures.of_model(model.task.name, model.ref)
         pieces, loop = write(model.served.trained, given), asyncio.get_running_loop()
         self._streams += 1
@@ -178,7 +181,11 @@ class Serving:
             while (
                 piece := await loop.run_in_executor(self._forwards, next, pieces, None)
             ) is not None:
+                if late := piece.finish_reason is None and loop.time() >= until:
+                    piece = piece._replace(finish_reason="time")
                 yield piece
+                if late:
+                    break
         except BaseException as error:
             measured.failed(error)
             raise

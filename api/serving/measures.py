@@ -73,7 +73,12 @@ class Measures:
 
     def failed(self, error: BaseException) -> None:
         """A request was not answered, because of `error`."""
-        kinds = {Invalid: "invalid", Busy: "busy", asyncio.CancelledError: "left"}
+        kinds: dict[type, str] = {
+            Invalid: "invalid",
+            Busy: "busy",
+            asyncio.CancelledError: "left",
+            GeneratorExit: "left",
+        }
         reason = next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
         _FAILURES.labels(*self._labels, reason).inc()
 

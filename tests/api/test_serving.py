@@ -22,7 +22,7 @@ from store.tables import Checkpoint
 from tasks.parts.problems import Invalid
 from tasks.parts.tabular import TabularCodec
 from tasks.trained import Trained
-from tests.api.serving_world import World, row, train
+from tests.api.serving_world import World, row, train, untrained
 
 Story = Callable[[Serving], Coroutine[Any, Any, None]]
 
@@ -464,3 +464,43 @@ def test_model_names_beyond_the_bound_share_one_label(monkeypatch: pytest.Monkey
     assert third is fourth
     assert third is not second
     assert measures.of_model("t", "ckpt_a") is measures.of_model("t", "job_b")
+
+
+def failures_of(reason: str) -> float:
+    labels = {"task": "text-generation", "model": "tales", "reason": reason}
+    return REGISTRY.get_sample_value("modelyard_prediction_failures_total", labels) or 0.0
+
+
+def test_a_text_ends_when_nobody_waits_for_it_any_more(
+    world: World, tell: Callable[..., None]
+) -> None:
+    world.publish("tales", untrained("text-generation"))
+
+    async def story(serving: Serving) -> None:
+        model = await serving.find(world.project, "tales")
+        value = {"prompt": "All", "seed": 1, "max_new_tokens": 8}
+        past = asyncio.get_running_loop().time()
+        pieces = [piece async for piece in await serving.write(model, value, past)]
+        assert [(piece.finish_reason, piece.tokens) for piece in pieces] == [("time", 1)]
+        whole = [piece async for piece in await serving.write(model, value, None)]
+        assert whole[-1].finish_reason in ("length", "end")
+        assert len(whole) > 2
+
+    tell(story)
+
+
+def test_a_text_is_not_written_on_when_its_reader_has_left(
+    world: World, tell: Callable[..., None]
+) -> None:
+    world.publish("tales", untrained("text-generation"))
+
+    async def story(serving: Serving) -> None:
+        model = await serving.find(world.project, "tales")
+        before = failures_of("left")
+        value = {"prompt": "All", "seed": 1, "max_new_tokens": 8}
+        pieces = await serving.write(model, value, None)
+        await anext(pieces)
+        await pieces.aclose()
+        assert failures_of("left") == before + 1
+
+    tell(story)
