@@ -70,13 +70,18 @@ class PretrainedImage(ImageBackbone, Pretrained):
     def build(self, channels: int, size: tuple[int, int]) -> MapBackbone:
         return PublishedMaps(configuration(self.config))
 
+    @property
+    def returns(self) -> bool:
+        return True
+
+    def network_of(self, learner: Learner) -> nn.Module:
+        return _maps_of(learner).network
+
     def begin(self, learner: Learner, published: Published) -> None:
         from transformers import AutoModel
 
-        assert isinstance(learner, Supervised)
-        assert isinstance(learner.backbone, PublishedMaps)
         found = load(AutoModel, configuration(self.config), published, _used)
-        learner.backbone.network.load_state_dict(found.state_dict())
+        _maps_of(learner).network.load_state_dict(found.state_dict())
 
     def defaults(self, examples: int) -> dict[str, Any]:
         # Behind `Transfer`, the backbone learns at a tenth of this.
@@ -85,6 +90,12 @@ class PretrainedImage(ImageBackbone, Pretrained):
             "schedule": Cosine(warmup=0.1),
             "epochs": max(3, min(20, 30_000 // examples)),
         }
+
+
+def _maps_of(learner: Learner) -> "PublishedMaps":
+    assert isinstance(learner, Supervised)
+    assert isinstance(learner.backbone, PublishedMaps)
+    return learner.backbone
 
 
 def read_shown(published: Published) -> Shown:

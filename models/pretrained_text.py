@@ -133,6 +133,15 @@ class PretrainedText(CausalEncoder, Reader):
     def build(self, vocabulary: int, max_length: int) -> CausalBackbone:
         return PublishedStates(self, max_length)
 
+    @property
+    def returns(self) -> bool:
+        return not self.causal  # the scores of its tokens are in the order of ours
+
+    def network_of(self, learner: Learner) -> nn.Module:
+        assert isinstance(learner, Supervised)
+        assert isinstance(learner.backbone, PublishedStates)
+        return learner.backbone.network
+
     def begin(self, learner: Learner, published: Published) -> None:
         from transformers import AutoModel, AutoModelForCausalLM
 

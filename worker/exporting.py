@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from models.parts.published import Published
 from store import artifacts, blobs, checkpoints, datasets, jobs
 from store.tables import Checkpoint
 from tasks.catalog import read_spec
@@ -32,7 +33,10 @@ def export(desk: Desk) -> None:
         model = _packed(desk, checkpoint, folder)
         desk.go_on()
         path = folder / "export"
-        told = way.write(Leaving(model, partial(_examples, desk, checkpoint), folder, path))
+        leaving = Leaving(
+            model, partial(_examples, desk, checkpoint), partial(_published, desk), folder, path
+        )
+        told = way.write(leaving)
         desk.go_on()
         result = {"format": asked["format"], "file": name, **told}
         persist(lambda: _end(desk, path, name, result))
@@ -67,6 +71,13 @@ def _examples(desk: Desk, checkpoint: Checkpoint, model: Trained) -> Columns:
     if blank is None:
         raise Invalid(Problem(("model",), "the data set that it learned from was deleted"))
     return model.codec.encode_inputs(model.codec.read_inputs([blank] * FEW))
+
+
+def _published(desk: Desk, model: Trained) -> Published:
+    """The files that came with the checkpoint that a model began with. Raises Unusable."""
+    found = desk.materials.published(model.task.architecture, weights=False)
+    assert found is not None, "only such models are asked"
+    return found
 
 
 def _end(desk: Desk, path: Path, name: str, result: dict[str, Any]) -> None:

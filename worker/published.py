@@ -49,7 +49,7 @@ def published(
         with database.transaction(read_only=True) as session:
             files = pretrained.files(session, checkpoint)
     except NotFound:
-        raise Unusable(f"{checkpoint} was deleted") from None
+        raise Unusable(f"the uploaded checkpoint {checkpoint} was deleted") from None
     for name, blob_id in files.items():
         if weights or is_light(name):
             link = folder / name

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
+from torch import nn
 
 from models.parts.options import Plain
 from models.parts.published import Published, Unusable
@@ -52,6 +53,15 @@ class Pretrained(Plain):
             raise Unusable(f"its configuration says {', '.join(foreign)}, which nobody here reads")
         if self.model_types and kind not in self.model_types:
             raise Unusable(f"it is of kind {kind}; allowed are {', '.join(self.model_types)}")
+
+    @property
+    def returns(self) -> bool:
+        """Whether what it has learned can be put back into the network as it was published."""
+        return False
+
+    def network_of(self, learner: "Learner") -> nn.Module:
+        """The published network in a learner, with what it has learned; of architectures that give it back."""
+        raise NotImplementedError
 
     @abstractmethod
     def begin(self, learner: "Learner", published: Published) -> None:

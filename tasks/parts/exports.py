@@ -11,15 +11,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from models.parts.pretrained import Pretrained
+from models.parts.published import Published
 from tasks import trained
 from tasks.base import Task
-from tasks.parts import graphs, packages
+from tasks.parts import graphs, hub_folders, packages
 from tasks.parts.columns import Columns
 from tasks.parts.packages import ABOUT, CARD, CODEC, Packed
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 
-FormatName = Literal["safetensors", "onnx", "pt2"]
+FormatName = Literal["safetensors", "onnx", "pt2", "huggingface"]
 EXAMPLES = "examples.safetensors"
 _COLOURS = re.compile(r"\x1b\[\d+m")
 FEW = 4
@@ -34,6 +36,8 @@ class Leaving(NamedTuple):
     model: Packed
     examples: Callable[[Trained], Columns]
     """A few encoded examples for it. Raises Invalid when there are none."""
+    published: Callable[[Trained], Published]
+    """What it began with, without weights. Raises Unusable when that is not to be had any more."""
     folder: Path
     """For files in between."""
     path: Path
@@ -134,6 +138,31 @@ def _write_graph(
     return {"difference": apart}
 
 
+def _no_folder(task: Task) -> str | None:
+    architecture = task.architecture
+    if not isinstance(architecture, Pretrained):
+        return f"{architecture.name} is no network of transformers"
+    if not architecture.returns:
+        return f"the network of a model for {task.name} is not put back into the form it came in"
+    return None
+
+
+def _write_folder(leaving: Leaving) -> dict[str, Any]:
+    """A zip of a folder, once a training could begin with it."""
+    about, codec, weights = leaving.model
+    model = trained.load(about.spec.task, json.loads(codec.read_bytes()), weights)
+    folder = leaving.folder / "network"
+    folder.mkdir()
+    hub_folders.write(model, about, codec, leaving.published(model), folder)
+    if not hub_folders.begins_alike(model, folder):
+        problem = "what was written does not begin the same network again"
+        raise Invalid(Problem(("format",), problem))
+    with zipfile.ZipFile(leaving.path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder).as_posix())
+    return {}
+
+
 def _pieces(examples: int) -> list[torch.Tensor]:
     """One example, and all of them: batches of other sizes, and lengths, than what was traced."""
     return [torch.arange(1), torch.arange(examples)]
@@ -205,5 +234,11 @@ FORMATS: Mapping[FormatName, Format] = {
         f"the network as `network.pt2`, a program of `torch.export`, {_SHARED}",
         _no_graph,
         _write_pt2,
+    ),
+    "huggingface": Format(
+        "-huggingface.zip",
+        "a folder for `AutoModel.from_pretrained`, of what began with a published checkpoint; its head beside",
+        _no_folder,
+        _write_folder,
     ),
 }

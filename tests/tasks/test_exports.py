@@ -14,10 +14,13 @@ import torch
 from safetensors.numpy import load_file
 
 import tasks.parts.exports as exports
+from models.parts.published import Unusable
 from tasks.catalog import Spec, family_of, tasks
 from tasks.parts.exports import FORMATS, Leaving, check_format
+from tasks.parts.hub_archives import unpack
 from tasks.parts.problems import Invalid
 from tasks.trained import Trained
+from tests import published
 from tests.api.serving_world import untrained
 from tests.packed import files_of
 from tests.worker.test_every_pair import content
@@ -45,7 +48,8 @@ def leaving(task: str, architecture: str, folder: Path) -> tuple[Leaving, Traine
     begun.trained.learner.eval()
     few = begun.validation.columns.select(torch.arange(4))
     model = files_of(spec, begun.trained, folder)
-    return Leaving(model, lambda _: few, folder, folder / "export.zip"), begun.trained
+    found = lambda trained: published.find(trained.task.architecture)  # noqa: E731
+    return Leaving(model, lambda _: few, found, folder, folder / "export.zip"), begun.trained
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
@@ -143,3 +147,72 @@ def test_whoever_opens_a_graph_finds_the_labels(tmp_path: Path) -> None:
     with ZipFile(asked.path) as archive:
         codec = json.loads(archive.read("codec.json"))
     assert codec["labels"] == trained.codec.labels  # type: ignore[attr-defined]
+
+
+OPENED = {
+    "image-classification": {"pixel_values": torch.rand(2, 3, 16, 16)},
+    "object-detection": {"pixel_values": torch.rand(2, 3, 16, 16)},
+    "text-classification": {"input_ids": torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])},
+    "token-classification": {"input_ids": torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])},
+}
+"""Tasks whose networks leave as a folder, with something that these networks can be shown."""
+
+
+@pytest.mark.parametrize("task", OPENED)
+def test_transformers_opens_a_folder_with_what_was_learned(task: str, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    asked, trained = leaving(task, "pretrained", tmp_path)
+    check_format("huggingface", trained.task)
+    with torch.no_grad():  # as if it had learned
+        for weight in trained.learner.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+    changed = files_of(asked.model.about.spec, trained, tmp_path)
+    asked = asked._replace(model=changed._replace(about=asked.model.about))
+    FORMATS["huggingface"].write(asked)
+    with ZipFile(asked.path) as archive:
+        archive.extractall(out := tmp_path / "out")
+    network = AutoModel.from_pretrained(out).eval()
+    own = trained.task.architecture.network_of(trained.learner)
+    with torch.no_grad():
+        found, wanted = (each(**OPENED[task]).last_hidden_state for each in (network, own))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert "AutoModel.from_pretrained" in (out / "README.md").read_text()
+    head = load_file(out / "head.safetensors")
+    assert head
+    assert not any(name.startswith("backbone.network.") for name in head)
+
+
+def test_a_folder_is_what_another_training_begins_with(tmp_path: Path) -> None:
+    asked, _ = leaving("image-classification", "pretrained", tmp_path)
+    FORMATS["huggingface"].write(asked)
+    (kept := tmp_path / "kept").mkdir()
+    found = unpack(asked.path, kept)
+    assert found.model_type == "convnext"
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(found.names)
+    assert found.ignored == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("task", "architecture", "said"),
+    [
+        ("image-classification", "cnn", "no network of transformers"),
+        ("text-generation", "pretrained", "not put back"),
+        ("text-to-text", "pretrained", "not put back"),
+        ("speech-recognition", "pretrained", "not put back"),
+    ],
+)
+def test_what_is_no_folder_says_so(task: str, architecture: str, said: str, tmp_path: Path) -> None:
+    _, trained = leaving(task, architecture, tmp_path)
+    with pytest.raises(Invalid, match=said):
+        check_format("huggingface", trained.task)
+
+
+def test_a_folder_that_would_begin_something_else_is_not_let_out(tmp_path: Path) -> None:
+    asked, _ = leaving("image-classification", "pretrained", tmp_path)
+    with (
+        patch.object(exports.hub_folders, "_save", lambda tensors, path: None),
+        pytest.raises(Unusable, match=r"no file named model\.safetensors"),
+    ):
+        FORMATS["huggingface"].write(asked)
+    assert not asked.path.exists()

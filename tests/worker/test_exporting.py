@@ -7,12 +7,14 @@ from unittest.mock import patch
 from zipfile import ZipFile
 
 import pytest
+import torch
 from safetensors.torch import load
 
 import worker.exporting
-from store import artifacts, blobs, checkpoints, datasets, jobs
+from store import artifacts, blobs, checkpoints, datasets, jobs, pretrained
 from store.tables import Checkpoint, Job
 from tasks.parts.packages import unpack
+from tests.toys import toy
 from tests.worker.shop import Crash, Orders, Shop, crash, rows
 from worker.trainer import Exit
 
@@ -156,3 +158,38 @@ def test_an_imported_model_leaves_again(small_shop: Shop, tmp_path: Path) -> Non
     second.write_bytes(file_of(small_shop, again))
     (folder := tmp_path / "again").mkdir()
     assert unpack(second, folder).about == about
+
+
+def test_a_network_that_was_published_leaves_as_it_came(small_shop: Shop, tmp_path: Path) -> None:
+    data = small_shop.store(
+        "image-classification", toy("image-classification", small_shop.folder, 60)
+    )
+    model = small_shop.submit(data, {"name": "pretrained"}, {"epochs": 1, "batch_size": 16})
+    small_shop.train(model)
+    job = export(small_shop, small_shop.job(model), "huggingface")
+    assert small_shop.train(job) is Exit.DONE
+    found = small_shop.job(job)
+    assert found.status == "succeeded", found.error
+    with ZipFile(BytesIO(file_of(small_shop, job))) as archive:
+        left = load(archive.read("model.safetensors"))
+    learned = small_shop.weights(small_shop.best(model))
+    assert left
+    for name, tensor in left.items():
+        assert torch.equal(tensor, learned[f"backbone.network.{name}"])
+
+
+def test_a_network_whose_checkpoint_is_gone_does_not_leave_as_it_came(small_shop: Shop) -> None:
+    data = small_shop.store(
+        "image-classification", toy("image-classification", small_shop.folder, 60)
+    )
+    model = small_shop.submit(data, {"name": "pretrained"}, {"epochs": 1, "batch_size": 16})
+    small_shop.train(model)
+    begun = small_shop.job(model).spec["task"]["architecture"]["checkpoint"]
+    small_shop.act(pretrained.delete, small_shop.project, begun)
+    job = export(small_shop, small_shop.job(model), "huggingface")
+    assert small_shop.train(job) is Exit.DONE
+    found = small_shop.job(job)
+    assert found.status == "failed"
+    assert found.error is not None
+    assert found.error["message"] == f"The uploaded checkpoint {begun} was deleted."
+    assert small_shop.act(artifacts.page, job.id).rows == []
