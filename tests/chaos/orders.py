@@ -10,13 +10,22 @@ import httpx2
 
 from cli.client import ENDED
 from tasks.catalog import architectures, family_of, tasks
+from tests.api.service import zipped
 from tests.chaos.clients import Client
 from tests.chaos.trees import POISON
+from tests.published import MAKERS, passing_folder
 from tests.toys import tasks_with_toys, toy
 
 EXAMPLES = 200
 USUAL_EPOCHS = 35
-EPOCHS = {"linear": 150, "mlp": 150, "bag-of-embeddings": 120, "resnet": 5, "transformer": 18}
+EPOCHS = {
+    "linear": 150,
+    "mlp": 150,
+    "bag-of-embeddings": 120,
+    "resnet": 5,
+    "transformer": 18,
+    "pretrained": 12,
+}
 """Trainings of seconds: long enough that each is hurt, short enough that many are done."""
 PATIENCE_SECONDS = 600.0
 """For the references, on a machine that has other things to do."""
@@ -61,9 +70,9 @@ class Menu(NamedTuple):
 def prepare(client: Client, folder: Path, draw: Random, kinds: int) -> Menu:
     """At most so many trainings of all tasks and architectures, what builds on them, and two that fail."""
     datasets = {task: upload(client, task, folder, f"data {task}") for task in tasks_with_toys()}
-    trainings = _trainings(datasets, draw)[:kinds]
+    trainings = _trainings(datasets, _checkpoints(client), draw)[:kinds]
     table = "tabular-classification"
-    poison = _training(table, POISON, datasets[table])._replace(name=POISON)
+    poison = _training(table, {"name": POISON}, datasets[table])._replace(name=POISON)
     first = [*trainings, _diverging(datasets["tabular-regression"])]
     jobs = _done(client, first)
     second = _building_on(trainings, jobs)
@@ -136,41 +145,58 @@ def _made(response: httpx2.Response) -> str:
     return str(response.raise_for_status().json()["id"])
 
 
-def _trainings(datasets: dict[str, str], draw: Random) -> list[Order]:
+def _checkpoints(client: Client) -> dict[str, str]:
+    """Tiny published checkpoints, uploaded once, by the class of the architectures that begin with them."""
+    found = {}
+    for name, write in MAKERS.items():
+        write(folder := passing_folder())
+        content = zipped({path.name: path.read_bytes() for path in folder.iterdir()})
+        files = {"file": ("tiny.zip", content)}
+        found[name] = _made(client.make("/v1/pretrained", f"checkpoint-{name}", files=files))
+    return found
+
+
+def _trainings(datasets: dict[str, str], checkpoints: dict[str, str], draw: Random) -> list[Order]:
     """Every architecture of every task, in rounds with one of each task."""
     offered = {}
     for task, dataset in datasets.items():
-        names = sorted(architectures(family_of(tasks()[task])))
-        draw.shuffle(names)
-        offered[task] = [_training(task, name, dataset) for name in names]
+        kinds = sorted(architectures(family_of(tasks()[task])).items())
+        draw.shuffle(kinds)
+        asked = [
+            {"name": name, **({"checkpoint": found} if found else {})}
+            for name, kind in kinds
+            for found in (checkpoints.get(kind.__name__),)
+        ]
+        offered[task] = [_training(task, architecture, dataset) for architecture in asked]
     rounds = range(max(map(len, offered.values())))
     return [orders[n] for n in rounds for orders in offered.values() if n < len(orders)]
 
 
-def _training(task: str, architecture: str, dataset: str) -> Order:
+def _training(task: str, architecture: dict[str, Any], dataset: str) -> Order:
+    name = architecture["name"]
     body = {
         "dataset": dataset,
-        "name": f"{task}.{architecture}",
-        "task": {"name": task, "architecture": {"name": architecture}},
+        "name": f"{task}.{name}",
+        "task": {"name": task, "architecture": dict(architecture)},
         "training": {
-            "epochs": EPOCHS.get(architecture, USUAL_EPOCHS),
+            "epochs": EPOCHS.get(name, USUAL_EPOCHS),
             "batch_size": 16,
             "seed": 5,
         },
     }
-    return Order(f"{task} {architecture}", "/v1/jobs", body)
+    return Order(f"{task} {name}", "/v1/jobs", body)
 
 
 def _diverging(dataset: str) -> Order:
     """One that fails for a reason of its own, the same each time."""
-    order = _training("tabular-regression", "mlp", dataset)
+    order = _training("tabular-regression", {"name": "mlp"}, dataset)
     order.body["training"]["optimizer"] = {"name": "sgd", "learning_rate": 100.0}
     order.body["task"]["architecture"] |= {"norm": "none"}
     return order._replace(name=DIVERGING)
 
 
 def _building_on(trainings: list[Order], jobs: dict[str, str]) -> list[Order]:
-    """A transfer, an extension and an evaluation of jobs that were done."""
+    """A transfer, an extension, an evaluation and an export of jobs that were done."""
     taught = next(order for order in trainings if _has_backbone(order))
     body = {key: value for key, value in taught.body.items() if key != "task"}
     head = {"name": "transfer", "base": jobs[taught.name], "transfer": {"trainable_blocks": 0}}
@@ -180,6 +206,7 @@ def _building_on(trainings: list[Order], jobs: dict[str, str]) -> list[Order]:
         Order("transfer", "/v1/jobs", body | head),
         Order("extension", f"/v1/jobs/{jobs[other.name]}/extend", {"epochs": 10}),
         Order("evaluation", f"/v1/models/{jobs[other.name]}/evaluate", split),
+        Order("export", f"/v1/models/{jobs[other.name]}/exports", {"format": "safetensors"}),
     ]
 
 
