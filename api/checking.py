@@ -208,7 +208,7 @@ def _unpack(upload: Upload, folder: Path) -> dict[str, Any]:
 
 
 def _unpack_model(upload: Upload, folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # of a process that was forked, others would wait for ever
     found = read_each({"file": upload}, lambda upload: packages.unpack(upload.path, folder))
     return {"about": found["file"].about.model_dump(mode="json")}
 

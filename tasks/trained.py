@@ -157,9 +157,12 @@ def device_of(learner: Learner) -> torch.device:
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
-def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(
+    weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write named tensors as safetensors."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, path)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(kept, path, metadata)
 
 
 def load(task: Task, codec: Any, weights: Path, device: str = "cpu") -> Trained:

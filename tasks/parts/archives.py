@@ -66,6 +66,12 @@ class Archive:
         if missing:
             raise _damaged(name, f"{declared - missing} bytes of {declared}")
 
+    def extract(self, name: str, path: Path) -> None:
+        """Write a member's bytes to a file. Raises Invalid when they are not what was declared."""
+        with path.open("wb") as file:
+            for chunk in self.chunks(name):
+                file.write(chunk)
+
     def read(self, name: str) -> bytes:
         """A member's bytes. Raises Invalid when they are not what was declared."""
         return b"".join(self.chunks(name))

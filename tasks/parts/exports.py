@@ -1,6 +1,5 @@
 """Exports: the formats in which a model leaves the service, and which of them it has."""
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ from safetensors.torch import save_file
 
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published
-from tasks import trained
 from tasks.base import Task
 from tasks.parts import graphs, hub_folders, packages
 from tasks.parts.columns import Columns
@@ -112,8 +110,8 @@ def _write_graph(
     leaving: Leaving, name: str, write: Callable[[graphs.Program, Path], graphs.Forward]
 ) -> dict[str, Any]:
     """A zip of a graph, once what was read again of its file answers as the network does."""
-    about, codec, weights = leaving.model
-    model = trained.load(about.spec.task, json.loads(codec.read_bytes()), weights)
+    about, codec, _ = leaving.model
+    model = leaving.model.load()
     columns = leaving.examples(model)
     example = graphs.example_of(columns)
     file = leaving.folder / name
@@ -149,8 +147,8 @@ def _no_folder(task: Task) -> str | None:
 
 def _write_folder(leaving: Leaving) -> dict[str, Any]:
     """A zip of a folder, once a training could begin with it."""
-    about, codec, weights = leaving.model
-    model = trained.load(about.spec.task, json.loads(codec.read_bytes()), weights)
+    about, codec, _ = leaving.model
+    model = leaving.model.load()
     folder = leaving.folder / "network"
     folder.mkdir()
     hub_folders.write(model, about, codec, leaving.published(model), folder)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from models.parts.published import is_light, is_weights
-from tasks.parts.archives import Archive, Limits, open_archive
+from tasks.parts.archives import Limits, open_archive
 from tasks.parts.problems import Invalid, Problem
 
 LIMITS = Limits(members=10_000, total=256 << 30, member=64 << 30)
@@ -44,7 +44,7 @@ def unpack(path: Path, folder: Path) -> Unpacked:
             allowed = "weights as .safetensors: other formats can hold code"
             raise Invalid(Problem((), "the archive has no weights", ignored[:10] or None, allowed))
         for place, name in enumerate(kept):
-            _write(archive, named[name], folder / str(place))
+            archive.extract(named[name], folder / str(place))
     files = {name: folder / str(place) for place, name in enumerate(kept)}
     problems = [problem for name, file in files.items() for problem in _faults(name, file)]
     if problems:
@@ -63,12 +63,6 @@ def _top(names: list[str]) -> str:
     if outside:
         raise Invalid(Problem((outside[0],), "lies beside the checkpoint", None, f"files in {top}"))
     return top
-
-
-def _write(archive: Archive, name: str, path: Path) -> None:
-    with path.open("wb") as file:
-        for chunk in archive.chunks(name):
-            file.write(chunk)
 
 
 def _faults(name: str, path: Path) -> Iterator[Problem]:

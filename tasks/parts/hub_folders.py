@@ -1,28 +1,24 @@
 """A network that began with a published checkpoint, as a folder in the layout that this one came in."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from models.parts.pretrained import Pretrained
 from models.parts.published import Published, is_light, is_uploaded
 from tasks.parts.packages import ABOUT, CARD, CODEC, About, head
-from tasks.trained import Trained
+from tasks.trained import Trained, save_weights
 
 CONFIG, WEIGHTS, HEAD = "config.json", "model.safetensors", "head.safetensors"
+_METADATA = {"format": "pt"}
+"""Without it `transformers` does not open a file of weights."""
 _INDEX = ".index.json"
 """Which of several files of weights has which: there is one here."""
 
 
 def write(model: Trained, about: About, codec: Path, published: Published, folder: Path) -> None:
-    """Write the folder: the files that came beside the weights, the weights as they are now, and what else was learned.
-
-    Raises Unusable when what was written does not begin the same network again.
-    """
+    """Write the folder: the files that came beside the weights, weights as they are now, and what else was learned."""
     architecture = model.task.architecture
     assert isinstance(architecture, Pretrained)
     network = architecture.network_of(model.learner)
@@ -35,8 +31,9 @@ def write(model: Trained, about: About, codec: Path, published: Published, folde
     (folder / CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
     own = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
     rest = model.learner.state_dict(keep_vars=True)
-    _save(network.state_dict(), folder / WEIGHTS)
-    _save({name: t for name, t in rest.items() if id(t) not in own}, folder / HEAD)
+    save_weights(network.state_dict(), folder / WEIGHTS, _METADATA)
+    head_alone = {name: tensor for name, tensor in rest.items() if id(tensor) not in own}
+    save_weights(head_alone, folder / HEAD, _METADATA)
     (folder / CODEC).write_bytes(codec.read_bytes())
     (folder / ABOUT).write_text(about.model_dump_json(indent=1), "utf-8")
     (folder / CARD).write_text(_card(about, architecture), "utf-8")
@@ -51,11 +48,6 @@ def begins_alike(model: Trained, folder: Path) -> bool:
     found = architecture.network_of(fresh).state_dict()
     own = architecture.network_of(model.learner).state_dict()
     return found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(kept, path, {"format": "pt"})
 
 
 def _card(about: About, architecture: Pretrained) -> str:

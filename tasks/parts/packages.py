@@ -2,11 +2,11 @@
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,12 +14,15 @@ from models.parts.memory import ran_out
 from models.parts.options import Plain
 from models.parts.pretrained import Pretrained
 from models.parts.published import Unusable
+from tasks import trained
+from tasks.base import read_fields
 from tasks.catalog import Spec
 from tasks.parts.archives import Archive, Limits, open_archive
 from tasks.parts.hub_archives import weight_faults
 from tasks.parts.problems import Invalid, Problem
 from tasks.trained import Trained
 
+Model = TypeVar("Model", bound=BaseModel)
 ABOUT, CODEC, WEIGHTS, CARD = "modelyard.json", "codec.json", "model.safetensors", "README.md"
 LIMITS = Limits(members=16, total=256 << 30, member=256 << 30)
 _MOST_JSON = 256 << 20
@@ -45,6 +48,11 @@ class Packed(NamedTuple):
     codec: Path
     weights: Path
 
+    def load(self) -> Trained:
+        """The model, ready to predict."""
+        codec = json.loads(self.codec.read_bytes())
+        return trained.load(self.about.spec.task, codec, self.weights)
+
 
 def pack(model: Packed, path: Path) -> None:
     """Write a model as one file; weights are stored as they are, so that they can be read in place."""
@@ -67,11 +75,9 @@ def unpack(path: Path, folder: Path) -> Packed:
             raise Invalid(
                 *(Problem((name,), "is missing", archive.names[:10], allowed) for name in missing)
             )
-        about = _about(_json(archive, ABOUT))
+        about = _read(About, ABOUT, _json(archive, ABOUT))
         codec = _json(archive, CODEC)
-        with (folder / WEIGHTS).open("wb") as file:
-            for chunk in archive.chunks(WEIGHTS):
-                file.write(chunk)
+        archive.extract(WEIGHTS, folder / WEIGHTS)
     (folder / CODEC).write_text(json.dumps(codec), "utf-8")
     packed = Packed(about, folder / CODEC, folder / WEIGHTS)
     if faults := list(weight_faults(WEIGHTS, packed.weights)):
@@ -93,20 +99,11 @@ def _json(archive: Archive, name: str) -> Any:
         raise Invalid(Problem((name,), f"not valid JSON: {error}")) from None
 
 
-def _about(data: Any) -> About:
+def _read(model: type[Model], name: str, data: Any) -> Model:
     try:
-        return About.model_validate(data)
-    except ValidationError as error:
-        raise Invalid(*_told(ABOUT, error)) from None
-
-
-def _told(name: str, error: ValidationError) -> Iterator[Problem]:
-    for each in error.errors(include_url=False, include_context=False):
-        yield Problem((name, *each["loc"]), each["msg"], _shown(each["input"]))
-
-
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else type(value).__name__
+        return read_fields(model, data)
+    except Invalid as error:
+        raise Invalid(*(p._replace(loc=(name, *p.loc)) for p in error.problems)) from None
 
 
 def _try(packed: Packed, codec: Any) -> None:
@@ -115,11 +112,9 @@ def _try(packed: Packed, codec: Any) -> None:
     try:
         if isinstance(task.architecture, Pretrained):
             task.architecture.vouch_for(task.architecture.config or {})
-        read = task.codec_type.model_validate(codec)
-    except ValidationError as error:
-        raise Invalid(*_told(CODEC, error)) from None
     except Unusable as error:
         raise Invalid(Problem((ABOUT, "spec", "task", "architecture"), str(error))) from None
+    read = _read(task.codec_type, CODEC, codec)
     try:
         learner = task.build(read)
     except Exception as error:  # whatever a network says of sizes and codecs that it cannot have

@@ -211,7 +211,7 @@ def test_what_is_no_folder_says_so(task: str, architecture: str, said: str, tmp_
 def test_a_folder_that_would_begin_something_else_is_not_let_out(tmp_path: Path) -> None:
     asked, _ = leaving("image-classification", "pretrained", tmp_path)
     with (
-        patch.object(exports.hub_folders, "_save", lambda tensors, path: None),
+        patch.object(exports.hub_folders, "save_weights", lambda *_: None),
         pytest.raises(Unusable, match=r"no file named model\.safetensors"),
     ):
         FORMATS["huggingface"].write(asked)
